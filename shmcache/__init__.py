@@ -1,0 +1,1 @@
+"""shmcache: takes the database off the hot path of graph executors."""

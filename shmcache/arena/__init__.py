@@ -1,0 +1,1 @@
+"""The arena: bytes in shared memory. It knows no record, no SQL and no credit."""

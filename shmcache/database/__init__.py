@@ -1,0 +1,1 @@
+"""The only place with SQL: connections, the embedded server, schema, queries, batch writes."""

@@ -1,0 +1,58 @@
+"""Dicts and lists that refuse to be changed, so that a record handed out cannot damage the cache.
+
+They are real dicts and lists: `isinstance`, `json.dumps`, msgpack and equality work as usual. `thaw` gives a deep,
+changeable copy to whoever needs one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+def _refuse(self: object, *_args: object, **_keywords: object) -> NoReturn:
+    raise TypeError("this value belongs to a cached record and cannot be changed: take shmcache.frozen.thaw(value)")
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict whose every changing method raises TypeError."""
+
+    __slots__ = ()
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
+
+    def __deepcopy__(self, _memo: object) -> Any:
+        return thaw(self)
+
+
+class FrozenList(list[Any]):
+    """A list whose every changing method raises TypeError."""
+
+    __slots__ = ()
+    __setitem__ = __delitem__ = append = extend = insert = pop = remove = clear = _refuse  # type: ignore[assignment]
+    sort = reverse = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenList, (list(self),)
+
+    def __deepcopy__(self, _memo: object) -> Any:
+        return thaw(self)
+
+
+def freeze(value: Any) -> Any:
+    """Return a deep copy of a JSON-like value that cannot be changed; tuples become lists."""
+    if isinstance(value, dict):
+        return FrozenDict({key: freeze(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return FrozenList([freeze(item) for item in value])
+    return value
+
+
+def thaw(value: Any) -> Any:
+    """Return a deep, changeable copy of a value."""
+    if isinstance(value, dict):
+        return {key: thaw(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [thaw(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Graph files: read, checked, and turned into graphs."""

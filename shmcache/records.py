@@ -1,0 +1,139 @@
+"""What executors read and write: graphs, nodes, executions, accounts; and the moves a status may make.
+
+Records are named tuples: they cannot be changed, compare by value, and travel through msgpack as plain arrays.
+The mappings and lists inside them are frozen too (see `shmcache.frozen`). Identifiers are UUIDs in canonical text
+form. Times are seconds since the Unix epoch, UTC, or None for what has not happened yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+
+class ExecutionStatus(StrEnum):
+    """The state of a node execution or of a graph execution."""
+
+    INCOMPLETE = "INCOMPLETE"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    TERMINATED = "TERMINATED"
+    REVIEW = "REVIEW"
+
+
+_INCOMPLETE = ExecutionStatus.INCOMPLETE
+_QUEUED = ExecutionStatus.QUEUED
+_RUNNING = ExecutionStatus.RUNNING
+_TERMINATED = ExecutionStatus.TERMINATED
+_REVIEW = ExecutionStatus.REVIEW
+
+ALLOWED_FROM: Mapping[ExecutionStatus, frozenset[ExecutionStatus]] = {
+    ExecutionStatus.INCOMPLETE: frozenset(),
+    ExecutionStatus.QUEUED: frozenset({_INCOMPLETE, _TERMINATED, _REVIEW}),
+    ExecutionStatus.RUNNING: frozenset({_INCOMPLETE, _QUEUED, _TERMINATED, _REVIEW}),
+    ExecutionStatus.COMPLETED: frozenset({_RUNNING}),
+    ExecutionStatus.FAILED: frozenset({_INCOMPLETE, _QUEUED, _RUNNING, _REVIEW}),
+    ExecutionStatus.TERMINATED: frozenset({_INCOMPLETE, _QUEUED, _RUNNING, _REVIEW}),
+    ExecutionStatus.REVIEW: frozenset({_RUNNING}),
+}
+"""For each status, those it may be reached from. COMPLETED and FAILED are final."""
+
+FINAL_STATUSES = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.TERMINATED})
+"""Where a run ends (TERMINATED can be taken up again)."""
+
+
+def may_move(current: ExecutionStatus, target: ExecutionStatus) -> bool:
+    """Say whether a status may move from `current` to `target`."""
+    return current in ALLOWED_FROM[target]
+
+
+class Link(NamedTuple):
+    """An edge of a graph: an output of one node feeds an input of another.
+
+    A static link's last value is given again to every later execution of the sink node."""
+
+    source_node_id: str
+    source_name: str
+    sink_node_id: str
+    sink_name: str
+    is_static: bool = False
+
+
+class NodeDefinition(NamedTuple):
+    """A node of a graph: which block it runs, with what, and what it is linked to.
+
+    `input_default` holds values that a linked input overrides; `constants` values that nothing overrides."""
+
+    id: str
+    graph_id: str
+    name: str
+    block_id: str
+    input_default: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    input_links: Sequence[Link]
+    output_links: Sequence[Link]
+
+
+class Graph(NamedTuple):
+    """A graph: its nodes' identifiers, and which nodes a run starts with which inputs."""
+
+    id: str
+    name: str
+    node_ids: Sequence[str]
+    starts: Mapping[str, Mapping[str, Any]]
+
+
+class GraphExecution(NamedTuple):
+    """One run of a graph for a user. `inputs` maps the started nodes to what they are started with."""
+
+    id: str
+    graph_id: str
+    user_id: str
+    status: ExecutionStatus
+    inputs: Mapping[str, Mapping[str, Any]]
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    stats: Mapping[str, Any]
+
+
+class InputSource(NamedTuple):
+    """Where an input came from: the execution that made it, and which of its outputs it was (from 0)."""
+
+    node_exec_id: str
+    ordinal: int
+
+
+class NodeExecution(NamedTuple):
+    """One run of a node within a graph execution.
+
+    `outputs` has a list for each name, in the order yielded; `output_count` counts them over all names.
+    `sources` names, for inputs that another execution made, which one."""
+
+    id: str
+    graph_exec_id: str
+    node_id: str
+    block_id: str
+    user_id: str
+    status: ExecutionStatus
+    inputs: Mapping[str, Any]
+    sources: Mapping[str, InputSource]
+    outputs: Mapping[str, Sequence[Any]]
+    output_count: int
+    created_at: float
+    queued_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    stats: Mapping[str, Any]
+
+
+class Account(NamedTuple):
+    """A user's credits as the database knows them. Amounts in the smallest unit."""
+
+    user_id: str
+    opening_balance: int
+    balance: int
+    execution_count: int

@@ -1,0 +1,100 @@
+"""What travels on the rings: one entry for each row that is to be written, in the order the writes were made.
+
+An entry's payload is the msgpack array of its named tuple. Values that the database keeps as jsonb travel as JSON text:
+the worker that writes them proves at once that they are JSON, and the syncer passes them on without decoding.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+
+class WriteKind(IntEnum):
+    """The kinds of entries on the write ring."""
+
+    GRAPH_EXECUTION = 1
+    NODE_EXECUTION = 2
+    INPUT = 3
+    OUTPUT = 4
+
+
+class GraphExecutionWrite(NamedTuple):
+    """The whole row of a graph execution as it is now. `inputs_json` and `stats_json` are JSON texts."""
+
+    id: str
+    graph_id: str
+    user_id: str
+    status: str
+    inputs_json: str
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    stats_json: str
+
+
+class NodeExecutionWrite(NamedTuple):
+    """The whole row of a node execution as it is now, without its inputs and outputs."""
+
+    id: str
+    graph_exec_id: str
+    node_id: str
+    status: str
+    created_at: float
+    queued_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    stats_json: str
+
+
+class InputWrite(NamedTuple):
+    """One input of a node execution; `source_id` and `source_ordinal` name the output it came from, if one did."""
+
+    node_exec_id: str
+    name: str
+    value_json: str
+    time: float
+    source_id: str | None
+    source_ordinal: int | None
+
+
+class OutputWrite(NamedTuple):
+    """One output of a node execution; `ordinal` counts its outputs over all names from 0."""
+
+    node_exec_id: str
+    ordinal: int
+    name: str
+    value_json: str
+    time: float
+
+
+Write: TypeAlias = GraphExecutionWrite | NodeExecutionWrite | InputWrite | OutputWrite
+
+WRITE_TYPES: dict[int, type[GraphExecutionWrite] | type[NodeExecutionWrite] | type[InputWrite] | type[OutputWrite]] = {
+    WriteKind.GRAPH_EXECUTION: GraphExecutionWrite,
+    WriteKind.NODE_EXECUTION: NodeExecutionWrite,
+    WriteKind.INPUT: InputWrite,
+    WriteKind.OUTPUT: OutputWrite,
+}
+
+
+class ChargeKind(IntEnum):
+    """The kinds of entries on the charge ring."""
+
+    CHARGE = 1
+
+
+class Charge(NamedTuple):
+    """Credits that were held in the arena and are to be settled in the ledger.
+
+    `transaction_key` is the idempotency key: however often a charge is settled, the ledger has one row with it.
+    `amount` is positive, in the smallest unit; the ledger's row has it negative."""
+
+    transaction_key: str
+    user_id: str
+    amount: int
+    reason: str
+    node_exec_id: str | None
+    graph_exec_id: str | None
+    time: float
+    metadata_json: str

@@ -1,0 +1,1 @@
+"""Processes that stand between the arena and the database."""
