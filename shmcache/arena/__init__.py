@@ -1,1 +1,29 @@
-"""The arena: bytes in shared memory. It knows no record, no SQL and no credit."""
+"""The arena: bytes in shared memory. It knows no record, no SQL and no credit.
+
+    Arena.create(name, size_bytes)   make a segment            arena.read(key)        a record, without a lock
+    Arena.attach(name)               attach to one             arena.commit(changes)  all of a transaction or nothing
+    list_arenas()                    this user's segments      arena.write_ring       what is to become durable
+"""
+
+from shmcache.arena.arena import Arena, Found, Ring
+from shmcache.arena.counters import Counter, Process
+from shmcache.arena.ring import Entry
+from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment
+from shmcache.arena.transaction import Conflict, CounterTooLow, Transaction
+from shmcache.arena.work import Claim
+
+__all__ = [
+    "Arena",
+    "Claim",
+    "Conflict",
+    "Counter",
+    "CounterTooLow",
+    "Entry",
+    "Found",
+    "Process",
+    "Ring",
+    "Transaction",
+    "free_bytes",
+    "list_arenas",
+    "unlink_segment",
+]

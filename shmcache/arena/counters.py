@@ -1,0 +1,190 @@
+"""Lanes: one for each attached process. Who lives, who has died, and what each has counted.
+
+    word 0-7   life lock: a robust mutex that the process's main thread holds until it ends
+    word 8     pid, 0 for a lane that is free   9 role   10 start time   11 whether the life lock speaks for the process
+    word 16-   counters
+
+Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is dead, for certain; pids are reused and mean
+different processes in different containers. A process that attaches from a thread other than its main one cannot leave the
+lock to that thread; its pid and start time speak for it.
+
+Lane 0 belongs to nobody: the counters of lanes that are given back are added to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from shmcache.arena.layout import (
+    COUNTERS,
+    LANE_BY_MUTEX,
+    LANE_BYTES,
+    LANE_COUNTERS,
+    LANE_PID,
+    LANE_ROLE,
+    LANE_STARTED,
+    WORD,
+)
+from shmcache.arena.memory import Memory
+from shmcache.arena.mutex import RobustMutex
+from shmcache.errors import ArenaError
+
+ROLES = ("other", "supervisor", "worker", "syncer", "charger")
+
+
+class Counter(IntEnum):
+    """What processes count. Sums are over all processes, dead ones included."""
+
+    COMMITS = 0
+    READS = 1
+    MISSES = 2
+    FILLS = 3
+    CONFLICTS = 4
+    EVICTED = 5
+    CLEANED_SLABS = 6
+    RECLAIMED_WORK = 7
+    BLOCKING_DB_OPERATIONS = 8
+    NODE_RUNS = 9
+    BATCHES = 10
+    SYNCED_OUTPUTS = 11
+    SYNCED_STATUSES = 12
+    DEAD_LETTERS = 13
+    RETRIES = 14
+    LEADERS = 15
+    CHARGES_SETTLED = 16
+    POOL_REPLACED = 17
+    DECODED_HITS = 18
+
+
+class Process(NamedTuple):
+    """A process that is attached to the arena, or was when it died."""
+
+    lane: int
+    pid: int
+    role: str
+    alive: bool
+
+
+class Lanes:
+    """The lanes over a memory."""
+
+    __slots__ = ("_count", "_first", "_memory", "_words")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._words = memory.words
+        self._first = memory.layout.lanes // WORD
+        self._count = memory.layout.lane_count
+
+    def format(self) -> None:
+        """Make the life locks. Only for who creates the segment."""
+        for lane in range(1, self._count):
+            self.lock(lane).initialize()
+
+    def lock(self, lane: int) -> RobustMutex:
+        """Return the life lock of a lane."""
+        return RobustMutex(f"life of lane {lane}", self._memory.address + self._memory.layout.lanes + lane * LANE_BYTES)
+
+    def enter(self, role: str) -> int:
+        """Take a free lane for this process; return its number. Call under the commit lock. Raises ArenaError."""
+        by_mutex = threading.current_thread() is threading.main_thread()
+        for lane in range(1, self._count):
+            word = self._word(lane)
+            if self._words[word + LANE_PID]:
+                continue
+            if by_mutex:
+                ours, _ = self.lock(lane).try_acquire()
+                if not ours:
+                    continue
+            self._words[word + LANE_ROLE] = ROLES.index(role) if role in ROLES else 0
+            self._words[word + LANE_STARTED] = _start_time(os.getpid())
+            self._words[word + LANE_BY_MUTEX] = by_mutex
+            self._words[word + LANE_PID] = os.getpid()
+            return lane
+        raise ArenaError(f"all {self._count - 1} lanes of the arena are taken: too many processes are attached")
+
+    def set_role(self, lane: int, role: str) -> None:
+        """Change what this process is called."""
+        self._words[self._word(lane) + LANE_ROLE] = ROLES.index(role) if role in ROLES else 0
+
+    def leave(self, lane: int) -> None:
+        """Give this process's lane back. Call under the commit lock, when it has no claims."""
+        self._retire(lane)
+        if self._words[self._word(lane) + LANE_BY_MUTEX]:
+            with contextlib.suppress(ArenaError):  # another thread than the one that took it
+                self.lock(lane).release()
+
+    def free_dead(self, lane: int) -> None:
+        """Give a dead process's lane back. Call under the commit lock, when its claims were given back."""
+        self._retire(lane)
+        if self._words[self._word(lane) + LANE_BY_MUTEX]:
+            self.lock(lane).release()
+
+    def is_dead(self, lane: int) -> bool:
+        """Say whether a lane's process has died. If so and its life lock told it, that lock is ours now: `free_dead`."""
+        word = self._word(lane)
+        if not self._words[word + LANE_PID]:
+            return False
+        if self._words[word + LANE_BY_MUTEX]:
+            return self.lock(lane).looks_abandoned() and self.lock(lane).try_acquire()[0]
+        return _start_time(self._words[word + LANE_PID]) != self._words[word + LANE_STARTED]
+
+    def processes(self) -> list[Process]:
+        """Return all lanes in use. A dead process stays until its lane is given back."""
+        found = []
+        for lane in range(1, self._count):
+            word = self._word(lane)
+            pid = self._words[word + LANE_PID]
+            if pid:
+                alive = not self._seems_dead(lane)
+                found.append(Process(lane, pid, ROLES[self._words[word + LANE_ROLE] % len(ROLES)], alive))
+        return found
+
+    def count(self, lane: int, counter: int, amount: int) -> None:
+        """Add to a counter of a lane that is this process's own."""
+        self._words[self._word(lane) + LANE_COUNTERS + counter] += amount
+
+    def counter_word(self, lane: int, counter: int) -> int:
+        """Return the word of a counter."""
+        return self._word(lane) + LANE_COUNTERS + counter
+
+    def totals(self) -> dict[str, int]:
+        """Return the sum of each counter over all lanes, by lower-case name."""
+        stride = LANE_BYTES // WORD
+        lanes = np.frombuffer(self._words, np.uint64, self._count * stride, self._first * WORD)
+        sums = lanes.reshape(self._count, stride)[:, LANE_COUNTERS : LANE_COUNTERS + COUNTERS].sum(axis=0)
+        return {counter.name.lower(): int(sums[counter]) for counter in Counter}
+
+    def _seems_dead(self, lane: int) -> bool:
+        word = self._word(lane)
+        if not self._words[word + LANE_BY_MUTEX]:
+            return _start_time(self._words[word + LANE_PID]) != self._words[word + LANE_STARTED]
+        return self.lock(lane).looks_abandoned()
+
+    def _retire(self, lane: int) -> None:
+        words = self._words
+        word = self._word(lane)
+        for counter in range(COUNTERS):
+            amount = words[word + LANE_COUNTERS + counter]
+            if amount:
+                words[word + LANE_COUNTERS + counter] = 0
+                words[self._first + LANE_COUNTERS + counter] += amount
+        words[word + LANE_PID] = 0
+
+    def _word(self, lane: int) -> int:
+        return self._first + lane * LANE_BYTES // WORD
+
+
+def _start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot; 0 if there is no such process."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+        if fields[0] not in "ZX":
+            return int(fields[19])
+    return 0

@@ -1,0 +1,135 @@
+"""A process-shared robust mutex in the segment: pthread's own, through ctypes.
+
+Type: PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST, PTHREAD_MUTEX_ERRORCHECK. What each step may answer:
+
+    acquire   0            the lock is ours
+              EBUSY        another holds it: wait with pthread_mutex_clocklock (CLOCK_MONOTONIC), at most the limit
+              EOWNERDEAD   its owner died inside: it is ours, and made consistent at once, because whoever dies after
+                           that leaves EOWNERDEAD again; the caller then repairs what the lock guards
+              EDEADLK      this very thread holds it, from an operation that an exception cut off: as EOWNERDEAD
+              ETIMEDOUT    LockTimeout, naming the holder
+    release   0            free
+
+A mutex whose new owner unlocks it without pthread_mutex_consistent is unusable for ever, hence the order above.
+The kernel frees a dead thread's robust mutexes by the thread's own list: a mutex belongs to a thread, not to a process,
+and a forked child holds none of its parent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import time
+
+from shmcache.errors import ArenaError, LockTimeout
+
+SIZE = 64
+"""Bytes set aside for a mutex: pthread_mutex_t has 40 on x86-64, 48 on arm64."""
+
+_OWNER_OFFSET = 8  # glibc: int __lock, unsigned __count, int __owner
+_OWNER_DIED = 0x40000000  # futex(2): FUTEX_OWNER_DIED
+_THREAD_MASK = 0x3FFFFFFF  # futex(2): FUTEX_TID_MASK
+_PROCESS_SHARED = 1
+_ROBUST = 1
+_ERRORCHECK = 2
+_CLOCK_MONOTONIC = 1
+
+# PyDLL keeps the interpreter's lock during the call (for calls that never wait); CDLL gives it up (for the one that does).
+_quick = ctypes.PyDLL(None, use_errno=False)
+_waiting = ctypes.CDLL(None, use_errno=False)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+_trylock = _quick.pthread_mutex_trylock
+_unlock = _quick.pthread_mutex_unlock
+_consistent = _quick.pthread_mutex_consistent
+_clocklock = _waiting.pthread_mutex_clocklock
+for _function in (_trylock, _unlock, _consistent):
+    _function.argtypes = (ctypes.c_void_p,)
+    _function.restype = ctypes.c_int
+_clocklock.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec))
+_clocklock.restype = ctypes.c_int
+
+
+class RobustMutex:
+    """A robust mutex at an address of the mapped segment.
+
+    `name` is what LockTimeout calls it, `address` the virtual address in this process (the same in forked children)."""
+
+    __slots__ = ("_argument", "address", "name")
+
+    def __init__(self, name: str, address: int) -> None:
+        self.name = name
+        self.address = address
+        self._argument = ctypes.c_void_p(address)
+
+    def initialize(self) -> None:
+        """Make the mutex. Only for who creates the segment, before anybody else can see it."""
+        attributes = ctypes.create_string_buffer(64)
+        for result in (
+            _quick.pthread_mutexattr_init(attributes),
+            _quick.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED),
+            _quick.pthread_mutexattr_setrobust(attributes, _ROBUST),
+            _quick.pthread_mutexattr_settype(attributes, _ERRORCHECK),
+            _quick.pthread_mutex_init(self._argument, attributes),
+        ):
+            if result:
+                raise ArenaError(f"cannot make mutex {self.name!r}: {os.strerror(result)}")
+
+    def try_acquire(self) -> tuple[bool, bool]:
+        """Return (ours now, its owner had died). Never waits."""
+        result = _trylock(self._argument)
+        if not result:
+            return True, False
+        if result == errno.EBUSY:
+            return False, False
+        return True, self._inherit(result)
+
+    def acquire(self, timeout_seconds: float) -> bool:
+        """Take the lock; return whether its owner had died (or was cut off), so that the caller must repair.
+
+        Raises LockTimeout after `timeout_seconds`."""
+        result = _trylock(self._argument)
+        if not result:
+            return False
+        if result == errno.EBUSY:
+            deadline = time.monotonic() + timeout_seconds
+            limit = _Timespec(int(deadline), int((deadline % 1) * 1e9))
+            result = _clocklock(self._argument, _CLOCK_MONOTONIC, ctypes.byref(limit))
+            if not result:
+                return False
+            if result == errno.ETIMEDOUT:
+                raise LockTimeout(self.name, self.holder_pid(), timeout_seconds)
+        return self._inherit(result)
+
+    def release(self) -> None:
+        """Give the lock back. Raises ArenaError where this thread does not hold it."""
+        result = _unlock(self._argument)
+        if result:
+            raise ArenaError(f"cannot release mutex {self.name!r}: {os.strerror(result)}")
+
+    def holder_pid(self) -> int:
+        """Return the process id of the holder, 0 if nobody holds it (as seen from this pid namespace)."""
+        thread: int = ctypes.c_int.from_address(self.address + _OWNER_OFFSET).value
+        with contextlib.suppress(OSError, ValueError, StopIteration), open(f"/proc/{thread}/status") as status:
+            return int(next(line for line in status if line.startswith("Tgid:")).split()[1])
+        return thread
+
+    def looks_abandoned(self) -> bool:
+        """Say whether nobody alive holds the lock, without taking it (glibc: __lock is 0, or has the owner-died bit)."""
+        word: int = ctypes.c_uint32.from_address(self.address).value
+        return not word & _THREAD_MASK or bool(word & _OWNER_DIED)
+
+    def _inherit(self, result: int) -> bool:
+        if result == errno.EOWNERDEAD:
+            result = _consistent(self._argument)
+            if not result:
+                return True
+        elif result == errno.EDEADLK:
+            return True
+        raise ArenaError(f"cannot take mutex {self.name!r}: {os.strerror(result)}")

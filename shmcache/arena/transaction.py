@@ -1,0 +1,118 @@
+"""What is to change in the arena, all of it or nothing: gathered first, applied by `Arena.commit`.
+
+A transaction also says what it relied on: the versions of the keys it has read. If another process changed one of them
+meanwhile, the commit applies nothing and raises Conflict, and the caller starts again from reading (optimistic concurrency
+control, Kung and Robinson, 1981). So no lock is held while an executor thinks, and none can be left behind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Conflict(Exception):  # noqa: N818 - control flow: the caller reads again and retries
+    """A key that the transaction relied on was changed by another process: nothing was applied."""
+
+
+class CounterTooLow(Exception):  # noqa: N818 - control flow: the caller knows what the counter means
+    """A counter would have gone below its limit: nothing was applied. `value` is what it has."""
+
+    def __init__(self, key: bytes, value: int) -> None:
+        super().__init__(key, value)
+        self.key = key
+        self.value = value
+
+
+class Put(NamedTuple):
+    """Store a record under a key; a new key becomes a member of `parent`. `flags` are set on the entry."""
+
+    key: bytes
+    record: bytes
+    parent: bytes | None = None
+    flags: int = 0
+
+
+class Touch(NamedTuple):
+    """Make sure that a key has an entry, with or without a record; set and clear flags on it."""
+
+    key: bytes
+    set_flags: int = 0
+    clear_flags: int = 0
+
+
+class Delete(NamedTuple):
+    """Forget a key that is neither a member, nor has members, nor is on the work queue; nothing happens otherwise."""
+
+    key: bytes
+
+
+class Append(NamedTuple):
+    """Append an entry to a ring ("write" or "charge")."""
+
+    ring: str
+    kind: int
+    payload: bytes
+
+
+class Enqueue(NamedTuple):
+    """Put a key on the work queue, counted by `counter`. A key without an entry gets one."""
+
+    key: bytes
+    kind: int
+    counter: bytes
+
+
+class Release(NamedTuple):
+    """End this process's claim on a key; see `shmcache.arena.work.release`."""
+
+    key: bytes
+    counter: bytes
+    follow_kind: int
+
+
+class Add(NamedTuple):
+    """Add to the counter of a key, which must have an entry; CounterTooLow if it would go below `minimum`."""
+
+    key: bytes
+    amount: int
+    minimum: int | None = None
+
+
+class SetCounter(NamedTuple):
+    """Set the counter of a key, which must have an entry."""
+
+    key: bytes
+    value: int
+
+
+class Number(NamedTuple):
+    """Give a key the next number of another key's counter, once: a key that has its number keeps it."""
+
+    key: bytes
+    counter: bytes
+
+
+Operation = Put | Touch | Delete | Append | Enqueue | Release | Add | SetCounter | Number
+
+
+class Transaction:
+    """Operations in the order made, and the versions they rely on."""
+
+    __slots__ = ("evictions", "expected", "operations")
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.expected: dict[bytes, int] = {}
+        self.evictions: int | None = None
+
+    def rely_on(self, key: bytes, version: int) -> None:
+        """Make the commit fail if the key's version is another by then. Version 0: the key has no record."""
+        self.expected.setdefault(key, version)
+
+
+class Outcome(NamedTuple):
+    """What a commit did: the sequences of the last entries appended (0: none), and the counters asked for."""
+
+    write_sequence: int
+    charge_sequence: int
+    counters: dict[bytes, int]
