@@ -1,0 +1,58 @@
+"""What a block is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+Inputs: TypeAlias = Mapping[str, Any]
+"""What a block is given: a value for each input name."""
+
+Outputs: TypeAlias = Iterator[tuple[str, Any]]
+"""What a block yields: an output name and a value, as often as it likes."""
+
+ANY = "*"
+"""Among a block's input or output names: any other name too."""
+
+
+class Cost(NamedTuple):
+    """What a run of a block costs: `amount` credits a run, for each second expected, or for each byte of its inputs."""
+
+    amount: int
+    per: Literal["run", "second", "byte"]
+
+
+class Block(ABC):
+    """A kind of work that nodes do. Subclasses set the class attributes and write `run`.
+
+    One object of each class serves all nodes of a process, so a block keeps no state between runs."""
+
+    id: ClassVar[str]
+    """The name graph files use. It is stored with every node: never rename it."""
+
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """The names of its inputs; "*" among them stands for any name."""
+
+    outputs: ClassVar[tuple[str, ...]] = ()
+    """The names it yields; "*" among them stands for any name."""
+
+    cost: ClassVar[Cost] = Cost(1, "run")
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> Outputs:
+        """Do the work; yield (output name, value) pairs. Values are JSON: text, numbers, booleans, None, lists, dicts.
+
+        The caller hands in a deep copy of the node's values (`shmcache.frozen.thaw`), so a block may change them.
+        Whatever it raises fails the node's execution; built-in blocks raise BlockError."""
+
+    def seconds(self, inputs: Inputs) -> float:  # noqa: ARG002
+        """Return how many seconds a run with these inputs is expected to take: what a price per second multiplies.
+
+        It must depend on the inputs alone, so that asking again gives the same price."""
+        return 0.0
+
+
+def accepts(names: tuple[str, ...], name: str) -> bool:
+    """Say whether `name` is one of a block's input or output names."""
+    return name in names or ANY in names
