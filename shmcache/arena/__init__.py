@@ -7,12 +7,16 @@
 
 from shmcache.arena.arena import Arena, Found, Ring
 from shmcache.arena.counters import Counter, Process
+from shmcache.arena.layout import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED
 from shmcache.arena.ring import Entry
 from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment
 from shmcache.arena.transaction import Conflict, CounterTooLow, Transaction
 from shmcache.arena.work import Claim
 
 __all__ = [
+    "FLAG_FINISHED",
+    "FLAG_INDEXED",
+    "FLAG_PINNED",
     "Arena",
     "Claim",
     "Conflict",

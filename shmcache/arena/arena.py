@@ -246,6 +246,15 @@ class Arena:
                 return None
             return [self._table.key_of(member) for member in self._table.members(entry) or ()]
 
+    def is_indexed(self, key: bytes) -> bool:
+        """Say whether a key has a complete list of its members."""
+        entry = self._table.find(key)
+        if entry and self._words[entry + CHAIN] & FLAG_INDEXED and self._table.key_of(entry) == key:
+            return True
+        with self._locked():
+            entry = self._table.find(key)
+            return bool(entry and self._words[entry + CHAIN] & FLAG_INDEXED)
+
     def evictions(self) -> int:
         """Return the number that changes whenever a key is forgotten: the lease of a fill."""
         evictions: int = self._words[EVICTIONS]
