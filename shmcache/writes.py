@@ -88,7 +88,8 @@ class Charge(NamedTuple):
     """Credits that were held in the arena and are to be settled in the ledger.
 
     `transaction_key` is the idempotency key: however often a charge is settled, the ledger has one row with it.
-    `amount` is positive, in the smallest unit; the ledger's row has it negative."""
+    `amount` is in the smallest unit and not negative; the ledger's row has it negated. A charge of 0 makes no row, it
+    only carries `execution_count`, up to which the user's executions have been counted (0: it says nothing of that)."""
 
     transaction_key: str
     user_id: str
@@ -98,3 +99,4 @@ class Charge(NamedTuple):
     graph_exec_id: str | None
     time: float
     metadata_json: str
+    execution_count: int = 0

@@ -1,0 +1,322 @@
+"""The manager: what a worker process does with the work it takes. It sees nothing but an ExecutionDataClient.
+
+A graph execution is a START entry on the work queue, then a RUN entry for each node execution whose linked inputs have all come,
+then, when none is queued or running any more, one FINISH entry. Any worker takes the next entry. A worker's death returns
+its entry, so everything here may be done twice and must come out as if it was done once:
+
+- what belongs together is written together (`client.atomically`): an output with what it feeds, a final status with the
+  end of its work entry;
+- a block that is run again yields again; outputs that are recorded already are not recorded again (they are counted), and each
+  input says which output it came from, so that it is not given twice;
+- a charge is noted with its execution in the step that makes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from shmcache.blocks import get_block
+from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, NotFound, RingFull
+from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
+from shmcache.frozen import thaw
+from shmcache.records import (
+    FINAL_STATUSES,
+    ExecutionStatus,
+    GraphExecution,
+    InputSource,
+    Link,
+    NodeDefinition,
+    NodeExecution,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LINKS_AT_ONCE = 32
+"""Links fed in one transaction: bounds its size, whatever a node fans out to."""
+_TAKE_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
+
+
+class Stopped(Exception):  # noqa: N818 - control flow
+    """The worker was asked to stop while the database was away: the work goes back to the queue with the process's end."""
+
+
+def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+    """Take work and do it until `should_stop()`; the entry at hand is finished first.
+
+    A node execution whose workers died `max_attempts` times is FAILED."""
+    manager = Manager(client, should_stop, max_attempts)
+    while not should_stop():
+        work = client.take_work(_TAKE_SECONDS)
+        if work is not None:
+            try:
+                manager.do(work)
+            except Stopped:
+                return
+
+
+class Manager:
+    """Does the work of graph executions through a client."""
+
+    def __init__(self, client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+        self._client = client
+        self._should_stop = should_stop
+        self._max_attempts = max_attempts
+
+    def do(self, work: Work) -> None:
+        """Do one entry of the work queue, to its end. Raises Stopped."""
+        if work.attempt > 1:
+            self._put_back_queued(work)
+        if work.kind is WorkKind.START:
+            self._start(work)
+        elif work.kind is WorkKind.RUN:
+            self._run(work)
+        else:
+            self._finish(work)
+
+    # A graph execution's beginning and end
+
+    def _start(self, work: Work) -> None:
+        client = self._client
+        graph_exec = self._persist(lambda: client.update_graph_execution_stats(work.id, ExecutionStatus.RUNNING))
+        for node_id, inputs in graph_exec.inputs.items():
+            if graph_exec.status in FINAL_STATUSES:
+                break
+            if work.attempt == 1 or self._persist(client.get_latest_node_execution, node_id, work.id) is None:
+                self._persist(self._start_node, graph_exec, node_id, inputs)
+        self._persist(client.end_work, work, work.id)
+
+    def _start_node(self, graph_exec: GraphExecution, node_id: str, inputs: Any) -> None:
+        client = self._client
+
+        def start() -> None:
+            identifier, _ = client.upsert_execution_input(node_id, graph_exec.id, None)
+            for name, value in inputs.items():
+                client.upsert_execution_input(node_id, graph_exec.id, name, value, identifier)
+            client.update_node_execution_status(identifier, ExecutionStatus.QUEUED)
+            client.put_work(WorkKind.RUN, identifier, graph_exec.id)
+
+        client.atomically(start)
+
+    def _finish(self, work: Work) -> None:
+        client = self._client
+        executions = self._persist(client.get_node_executions, work.id)
+        for execution in executions:
+            if execution.status not in FINAL_STATUSES:
+                # An input never came: this execution cannot run any more.
+                self._persist(client.update_node_execution_status, execution.id, ExecutionStatus.TERMINATED)
+        counts = {status: sum(each.status is status for each in executions) for status in FINAL_STATUSES}
+        failed = counts[ExecutionStatus.FAILED]
+        stats = {
+            "node_executions": len(executions),
+            "completed": counts[ExecutionStatus.COMPLETED],
+            "failed": failed,
+            "cost": sum(each.stats.get("cost", 0) for each in executions),
+        }
+
+        def finish() -> None:
+            graph_exec = client.get_graph_execution(work.id)
+            if graph_exec.status not in FINAL_STATUSES:
+                status = ExecutionStatus.FAILED if failed else ExecutionStatus.COMPLETED
+                if "error" in graph_exec.stats:
+                    status = ExecutionStatus.TERMINATED
+                client.update_graph_execution_stats(work.id, status, stats)
+            else:
+                client.update_graph_execution_stats(work.id, None, stats)
+            client.end_work(work, work.id)
+
+        self._persist(client.atomically, finish)
+
+    def _put_back_queued(self, work: Work) -> None:
+        """Put every QUEUED execution of the graph on the queue: the dead worker may have queued it in the data only."""
+        client = self._client
+        graph_exec_id = work.id
+        if work.kind is WorkKind.RUN:
+            graph_exec_id = self._persist(client.get_node_execution, work.id).graph_exec_id
+        queued = self._persist(client.get_node_executions, graph_exec_id, None, None, [ExecutionStatus.QUEUED])
+        for execution in queued:
+            if execution.id != work.id:
+                self._persist(client.put_work, WorkKind.RUN, execution.id, graph_exec_id)
+
+    # A node execution
+
+    def _run(self, work: Work) -> None:
+        client = self._client
+        execution = self._persist(client.get_node_execution, work.id)
+        graph_exec = self._persist(client.get_graph_execution, execution.graph_exec_id)
+        if execution.status not in (ExecutionStatus.QUEUED, ExecutionStatus.RUNNING):
+            self._persist(client.end_work, work, graph_exec.id)
+            return
+        if graph_exec.status in FINAL_STATUSES or "error" in graph_exec.stats:
+            self._end(work, execution, ExecutionStatus.TERMINATED)
+            return
+        try:
+            if work.attempt > self._max_attempts:
+                raise RuntimeError(f"its worker died {work.attempt - 1} times")
+            node = self._persist(client.get_node, execution.node_id)
+            block = get_block(node.block_id)
+            execution = self._begin(execution)
+            inputs = thaw({**node.input_default, **execution.inputs, **node.constants})
+            outputs = iter(block.run(inputs) or ())
+        except InsufficientBalanceError as error:
+            self._fail(work, execution, error)
+            return
+        except (Stopped, DatabaseUnavailable, RingFull):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a block or its definition raises fails its execution
+            self._fail(work, execution, error)
+            return
+        self._drive(work, execution, node, outputs)
+
+    def _begin(self, execution: NodeExecution) -> NodeExecution:
+        """Move an execution to RUNNING and charge it, in one step."""
+        client = self._client
+        count = self._persist(client.increment_execution_count, execution.user_id, execution.id)
+
+        def begin() -> NodeExecution:
+            running = client.update_node_execution_status(execution.id, ExecutionStatus.RUNNING)
+            client.charge_usage(running, count)
+            return running
+
+        return self._persist(client.atomically, begin)
+
+    def _drive(
+        self, work: Work, execution: NodeExecution, node: NodeDefinition, outputs: Iterator[tuple[str, Any]]
+    ) -> None:
+        """Take what a block yields, one by one, and hand it on; then end the execution."""
+        again = work.attempt > 1
+        ordinal = 0
+        while True:
+            try:
+                name, value = next(outputs)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001 - a block may raise anything
+                self._fail(work, execution, error, ordinal)
+                return
+            try:
+                self._emit(execution, node, ordinal, name, value, again)
+            except (Stopped, DatabaseUnavailable, RingFull):
+                raise
+            except Exception as error:  # noqa: BLE001 - a value that is none, a link to nowhere: not to be dropped silently
+                self._fail(work, execution, error, ordinal)
+                return
+            ordinal += 1
+        self._end(work, execution, ExecutionStatus.COMPLETED)
+
+    def _fail(self, work: Work, execution: NodeExecution, error: Exception, ordinal: int | None = None) -> None:
+        """End an execution as FAILED with the error as its output; without money, its graph execution ends too."""
+        client = self._client
+        text = f"{type(error).__name__}: {error}"
+        logger.warning("node execution %s failed: %s", execution.id, text)
+        if ordinal is None:
+            execution = self._persist(client.get_node_execution, execution.id)
+            # An earlier attempt may have recorded its error as the last output, and died before the status.
+            ordinal = execution.output_count - ("error" in execution.outputs)
+        if isinstance(error, InsufficientBalanceError):
+            stats = {"error": f"insufficient balance: {error.amount} credits needed"}
+            self._persist(client.update_graph_execution_stats, execution.graph_exec_id, None, stats)
+        try:
+            node = self._persist(client.get_node, execution.node_id)
+        except NotFound:
+            self._persist(client.upsert_execution_output, execution.id, "error", text, ordinal=ordinal)
+        else:
+            self._emit(execution, node, ordinal, "error", text, work.attempt > 1)
+        self._end(work, execution, ExecutionStatus.FAILED)
+
+    def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
+        client = self._client
+
+        def end() -> None:
+            client.update_node_execution_status(execution.id, status)
+            client.end_work(work, execution.graph_exec_id)
+
+        self._persist(client.atomically, end)
+
+    # Outputs and what they feed
+
+    def _emit(
+        self, execution: NodeExecution, node: NodeDefinition, ordinal: int, name: str, value: Any, again: bool
+    ) -> None:
+        """Record an output and give it to all links from it, in steps of at most `_LINKS_AT_ONCE` links."""
+        client = self._client
+        links = iter([link for link in node.output_links if link.source_name == name])
+        source = InputSource(execution.id, ordinal)
+        first = list(islice(links, _LINKS_AT_ONCE))
+
+        def record() -> None:
+            client.upsert_execution_output(execution.id, name, value, ordinal=ordinal)
+            self._feed(execution.graph_exec_id, first, value, source, again)
+
+        self._persist(client.atomically, record)
+        while following := list(islice(links, _LINKS_AT_ONCE)):
+            self._persist(self._feed_some, execution.graph_exec_id, following, value, source, again)
+
+    def _feed_some(
+        self, graph_exec_id: str, links: Sequence[Link], value: Any, source: InputSource, again: bool
+    ) -> None:
+        self._client.atomically(lambda: self._feed(graph_exec_id, links, value, source, again))
+
+    def _feed(self, graph_exec_id: str, links: Sequence[Link], value: Any, source: InputSource, again: bool) -> None:
+        client = self._client
+        for link in links:
+            sink = client.get_node(link.sink_node_id)
+            if again and self._was_fed(graph_exec_id, link, source):
+                continue
+            statics = [each.sink_name for each in sink.input_links if each.is_static]
+            before = client.get_latest_node_execution(sink.id, graph_exec_id) if statics else None
+            identifier, inputs = client.upsert_execution_input(
+                sink.id, graph_exec_id, link.sink_name, value, source=source
+            )
+            for pin in statics:
+                if pin not in inputs and before is not None and pin in before.inputs:
+                    identifier, inputs = client.upsert_execution_input(
+                        sink.id, graph_exec_id, pin, before.inputs[pin], identifier, before.sources.get(pin)
+                    )
+            self._queue_if_complete(graph_exec_id, sink, identifier, inputs)
+            if link.is_static:
+                self._feed_waiting(graph_exec_id, link, sink, value, source)
+
+    def _feed_waiting(
+        self, graph_exec_id: str, link: Link, sink: NodeDefinition, value: Any, source: InputSource
+    ) -> None:
+        """Give a static input to every execution that waits for it."""
+        client = self._client
+        for waiting in client.get_node_executions(graph_exec_id, sink.id, None, [ExecutionStatus.INCOMPLETE]):
+            if link.sink_name not in waiting.inputs:
+                identifier, inputs = client.upsert_execution_input(
+                    sink.id, graph_exec_id, link.sink_name, value, waiting.id, source
+                )
+                self._queue_if_complete(graph_exec_id, sink, identifier, inputs)
+
+    def _queue_if_complete(self, graph_exec_id: str, sink: NodeDefinition, identifier: str, inputs: Any) -> None:
+        if all(link.sink_name in inputs for link in sink.input_links):
+            self._client.update_node_execution_status(identifier, ExecutionStatus.QUEUED)
+            self._client.put_work(WorkKind.RUN, identifier, graph_exec_id)
+
+    def _was_fed(self, graph_exec_id: str, link: Link, source: InputSource) -> bool:
+        """Say whether an earlier attempt gave this output to this link."""
+        executions = self._client.get_node_executions(graph_exec_id, link.sink_node_id)
+        return any(each.sources.get(link.sink_name) == source for each in executions)
+
+    # Patience
+
+    def _persist(self, action: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Do something through the client, again and again while the database is away or behind. Raises Stopped."""
+        waited = False
+        while True:
+            try:
+                return action(*arguments, **options)
+            except (RingFull, DatabaseUnavailable) as error:
+                if self._should_stop():
+                    raise Stopped from error
+                if not waited:
+                    logger.warning("waiting: %s", error)
+                    waited = True
+                threading.Event().wait(_RETRY_SECONDS)

@@ -1,0 +1,113 @@
+"""What a client has written inside `atomically` and not committed yet: read by its own reads, then made one transaction.
+
+The order on the ring is that of the writes: an execution's row, as it is at the end, stands where it was last changed; its
+inputs and outputs follow in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, Transaction
+from shmcache.arena.transaction import Append, Operation, Put, Touch
+from shmcache.codec import NodeGroup, encode, json_text, pack
+from shmcache.identifiers import id_bytes
+from shmcache.records import FINAL_STATUSES, GraphExecution, NodeExecution
+from shmcache.writes import Charge, ChargeKind, GraphExecutionWrite, InputWrite, NodeExecutionWrite, OutputWrite, WriteKind
+
+
+class Pending:
+    """The changes of one transaction, by identifier, and what they rely on."""
+
+    __slots__ = ("charged", "executions", "graph_executions", "group_parents", "groups", "others", "rows", "transaction")
+
+    def __init__(self) -> None:
+        self.transaction = Transaction()
+        self.executions: dict[str, tuple[NodeExecution, str]] = {}
+        self.graph_executions: dict[str, GraphExecution] = {}
+        self.groups: dict[str, NodeGroup] = {}
+        self.group_parents: dict[str, str] = {}
+        self.rows: list[tuple[WriteKind, InputWrite | OutputWrite]] = []
+        self.others: list[Operation] = []
+        self.charged: dict[str, int] = {}
+
+    def put_execution(self, execution: NodeExecution, group_id: str) -> None:
+        """Change or create a node execution, a member of its group."""
+        self.executions.pop(execution.id, None)
+        self.executions[execution.id] = (execution, group_id)
+
+    def put_graph_execution(self, execution: GraphExecution) -> None:
+        """Change or create a graph execution."""
+        self.graph_executions.pop(execution.id, None)
+        self.graph_executions[execution.id] = execution
+
+    def put_group(self, group_id: str, group: NodeGroup, graph_exec_id: str) -> None:
+        """Change or create the group of a node's executions, a member of its graph execution."""
+        self.groups[group_id] = group
+        self.group_parents[group_id] = graph_exec_id
+
+    def charge(self, charge: Charge) -> None:
+        """Put a charge on the charge ring."""
+        self.others.append(Append("charge", ChargeKind.CHARGE, pack(charge)))
+
+    def is_empty(self) -> bool:
+        """Say whether nothing was changed."""
+        return not (self.executions or self.graph_executions or self.groups or self.rows or self.others)
+
+    def build(self) -> Transaction:
+        """Return the transaction with all the operations. Raises InvalidValue."""
+        self.transaction.operations = list(self._operations())
+        return self.transaction
+
+    def _operations(self) -> Iterator[Operation]:
+        # A graph execution's row goes before its nodes' rows (foreign key), its final status after them.
+        begun = [each for each in self.graph_executions.values() if each.status not in FINAL_STATUSES]
+        ended = [each for each in self.graph_executions.values() if each.status in FINAL_STATUSES]
+        for graph_execution in begun:
+            yield _graph_execution_row(graph_execution)
+        for execution, _ in self.executions.values():
+            yield _node_execution_row(execution)
+        for kind, row in self.rows:
+            yield Append("write", kind, pack(row))
+        for graph_execution in ended:
+            yield _graph_execution_row(graph_execution)
+        for graph_execution in self.graph_executions.values():
+            key = id_bytes(graph_execution.id)
+            yield Put(key, encode(graph_execution))
+            final = graph_execution.status in FINAL_STATUSES
+            yield Touch(key, FLAG_FINISHED if final else 0, 0 if final else FLAG_FINISHED)
+        for group_id, group in self.groups.items():
+            yield Put(id_bytes(group_id), encode(group), id_bytes(self.group_parents[group_id]), FLAG_INDEXED)
+        for execution, group_id in self.executions.values():
+            yield Put(id_bytes(execution.id), encode(execution), id_bytes(group_id))
+        yield from self.others
+
+
+def _graph_execution_row(execution: GraphExecution) -> Append:
+    row = GraphExecutionWrite(
+        execution.id,
+        execution.graph_id,
+        execution.user_id,
+        execution.status,
+        json_text(execution.inputs),
+        execution.created_at,
+        execution.started_at,
+        execution.ended_at,
+        json_text(execution.stats),
+    )
+    return Append("write", WriteKind.GRAPH_EXECUTION, pack(row))
+
+
+def _node_execution_row(execution: NodeExecution) -> Append:
+    row = NodeExecutionWrite(
+        execution.id,
+        execution.graph_exec_id,
+        execution.node_id,
+        execution.status,
+        execution.created_at,
+        execution.queued_at,
+        execution.started_at,
+        execution.ended_at,
+        json_text(execution.stats) if execution.stats else "{}",
+    )
+    return Append("write", WriteKind.NODE_EXECUTION, pack(row))
