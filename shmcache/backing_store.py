@@ -1,4 +1,5 @@
-"""The database behind the arena, for misses: one connection, opened at the first of them, in the process that needs it."""
+"""The database behind the arena, for misses: one connection, opened at the first of them, in the process that needs
+it."""
 
 from __future__ import annotations
 

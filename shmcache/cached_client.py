@@ -1,8 +1,8 @@
 """CachedClient: an executor's reads and writes on the shared arena; the syncer carries the writes to PostgreSQL.
 
-Every write is a small transaction on the arena (`Pending`, then `Arena.commit`): it changes records and appends the rows
-to the write ring, both or neither. What it read is checked in the commit; if another process was faster, it runs again. So no
-lock is held while anything is thought about, and a process that dies anywhere leaves nothing half done.
+Every write is a small transaction on the arena (`Pending`, then `Arena.commit`): it changes records and appends the
+rows to the write ring, both or neither. What it read is checked in the commit; if another process was faster, it runs
+again. So no lock is held while anything is thought about, and a process that dies anywhere leaves nothing half done.
 
 A graph execution, the groups of its nodes' executions and the executions form a family in the arena (members of
 members), which is how all executions of a graph execution, or of one of its nodes, are found without a scan.
@@ -10,6 +10,7 @@ members), which is how all executions of a graph execution, or of one of its nod
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -337,7 +338,7 @@ class CachedClient(ExecutionDataClient):
                 return execution
             pending = self._now_pending()
             now = self._now()
-            changed = execution._replace(status=status, **_times(execution, status, now))
+            changed = _moved(execution, status, now)
             if data:
                 changed = changed._replace(inputs=FrozenDict({**execution.inputs, **data}))
                 for name, text in texts.items():
@@ -372,7 +373,7 @@ class CachedClient(ExecutionDataClient):
                 return execution
             changed = execution
             if status is not None:
-                changed = changed._replace(status=status, **_times(execution, status, self._now()))
+                changed = _moved(changed, status, self._now())
             if merged:
                 changed = changed._replace(stats=FrozenDict({**execution.stats, **merged}))
             self._now_pending().put_graph_execution(changed)
@@ -464,10 +465,8 @@ class CachedClient(ExecutionDataClient):
                 Touch(_count_key(user_id), FLAG_PINNED),
                 SetCounter(_count_key(user_id), account.execution_count),
             ]
-            try:
+            with contextlib.suppress(Conflict):
                 self._arena.commit(fill)
-            except Conflict:
-                pass
             hit = self._cache.get(user_id)
         if not isinstance(hit[1], Account):
             raise NotFound("account", user_id)
@@ -622,12 +621,13 @@ class CachedClient(ExecutionDataClient):
         return now
 
 
-def _times(execution: NodeExecution | GraphExecution, status: ExecutionStatus, now: float) -> dict[str, float | None]:
-    """Return the times that a move to `status` sets."""
-    if status is ExecutionStatus.QUEUED:
-        return {"queued_at": now, "ended_at": None} if isinstance(execution, NodeExecution) else {"ended_at": None}
+E = TypeVar("E", NodeExecution, GraphExecution)
+
+
+def _moved(execution: E, status: ExecutionStatus, now: float) -> E:
+    """Return an execution with another status, and with the times that the move sets."""
+    if status is ExecutionStatus.QUEUED and isinstance(execution, NodeExecution):
+        return execution._replace(status=status, queued_at=now, ended_at=None)
     if status is ExecutionStatus.RUNNING:
-        return {"started_at": execution.started_at or now, "ended_at": None}
-    if status in FINAL_STATUSES:
-        return {"ended_at": now}
-    return {}
+        return execution._replace(status=status, started_at=execution.started_at or now, ended_at=None)
+    return execution._replace(status=status, ended_at=now if status in FINAL_STATUSES else None)

@@ -1,8 +1,8 @@
 """ChargeManager: what a node execution costs, and charging it, once.
 
-The cost is the block's price (`shmcache.blocks.charge_for`), plus a fee on every so many executions of a user. They are two
-charges with two idempotency keys. How credits are taken is the client's: the cached client holds them in the arena in the
-commit that puts the charges on the charge ring, the direct client moves the balance in PostgreSQL.
+The cost is the block's price (`shmcache.blocks.charge_for`), plus a fee on every so many executions of a user. They
+are two charges with two idempotency keys. How credits are taken is the client's: the cached client holds them in the
+arena in the commit that puts the charges on the charge ring, the direct client moves the balance in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class ChargeManager:
         self._get_node = get_node
         self._settings = settings
 
-    def _charge_usage(
-        self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True
-    ) -> tuple[int, int]:
+    def _charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
         """Charge an execution, before it runs; return (cost, balance left after it).
 
         `execution_count` is what `increment_execution_count` gave: it decides about the fee. `async_mode=False` returns

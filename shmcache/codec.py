@@ -25,8 +25,8 @@ from shmcache.records import (
 
 
 class NodeGroup(NamedTuple):
-    """What the arena knows of all executions of one node in one graph execution: which are INCOMPLETE (oldest first), and
-    which is the youngest."""
+    """What the arena knows of all executions of one node in one graph execution: which are INCOMPLETE (oldest first),
+    and which is the youngest."""
 
     incomplete: list[str]
     latest: str | None
@@ -75,11 +75,10 @@ def decode(data: bytes) -> Record:
                 identifier, graph_exec_id, node_id, block_id, user_id, _STATUSES[status], inputs, sources, *rest
             )
         if number == 2:
-            *start, input_links, output_links = fields[1:]
-            return NodeDefinition(
-                *start,
-                input_links=tuple(Link(*link) for link in input_links),
-                output_links=tuple(Link(*link) for link in output_links),
+            definition = NodeDefinition(*fields[1:])
+            return definition._replace(
+                input_links=tuple(Link(*link) for link in definition.input_links),
+                output_links=tuple(Link(*link) for link in definition.output_links),
             )
         if number == 3:
             identifier, graph_id, user_id, status, *rest = fields[1:]

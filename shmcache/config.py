@@ -36,7 +36,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SHMCACHE_", frozen=True, extra="forbid")
 
-    database_url: str | None = Field(default=None, description="PostgreSQL to use; without one, an embedded server is started")
+    database_url: str | None = Field(
+        default=None, description="PostgreSQL to use; without one, an embedded server is started"
+    )
     state_dir: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("shmcache"),
         description="where the embedded server's data and the lock files live",
@@ -46,7 +48,9 @@ class Settings(BaseSettings):
         default="auto",
         description="size of the whole segment; auto: a quarter of what /dev/shm has free, from 32 MiB to 256 MiB",
     )
-    mode: Literal["cached", "direct"] = Field(default="cached", description="cached, or direct: every call on PostgreSQL")
+    mode: Literal["cached", "direct"] = Field(
+        default="cached", description="cached, or direct: every call on PostgreSQL"
+    )
     decoded_records: int = Field(default=50_000, gt=0, description="records kept decoded in each process")
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
     ring_wait: Seconds = Field(default=10.0, description="how long a write waits for room before RingFull")
@@ -54,9 +58,13 @@ class Settings(BaseSettings):
     workers: int = Field(default=2, ge=1, le=64, description="executor processes")
     charge_workers: int = Field(default=2, ge=1, le=32, description="processes that settle charges")
     max_attempts: int = Field(default=3, ge=1, le=100, description="how often a node is started when its workers die")
-    execution_fee: int = Field(default=1, ge=0, description="credits charged on every so many node executions of a user")
+    execution_fee: int = Field(
+        default=1, ge=0, description="credits charged on every so many node executions of a user"
+    )
     execution_fee_every: int = Field(default=100, ge=1, description="how many node executions that is")
-    opening_balance: int = Field(default=1_000_000, ge=0, le=2**62, description="credits of an account that a run creates")
+    opening_balance: int = Field(
+        default=1_000_000, ge=0, le=2**62, description="credits of an account that a run creates"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 
 

@@ -45,7 +45,7 @@ class ArenaUnusable(ArenaError):
 
 
 class SharedMemoryTooSmall(ArenaError):
-    """/dev/shm has no room for the segment. Sizes in bytes."""
+    """Shared memory has no room for the segment. Sizes in bytes."""
 
     def __init__(self, name: str, needed: int, available: int) -> None:
         super().__init__(

@@ -208,9 +208,7 @@ class ExecutionDataClient(ABC):
         negative cost, NotFound, RingFull."""
 
     @abstractmethod
-    def charge_usage(
-        self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True
-    ) -> tuple[int, int]:
+    def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
         """Charge a node execution by its block's cost and the fee; return (cost, balance left).
 
         Charges once for each execution, however often it is asked. `async_mode=False` waits until it is settled in

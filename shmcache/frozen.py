@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 
-def _refuse(self: object, *_args: object, **_keywords: object) -> NoReturn:
+def _refuse(*_arguments: object, **_keywords: object) -> NoReturn:
     raise TypeError("this value belongs to a cached record and cannot be changed: take shmcache.frozen.thaw(value)")
 
 
@@ -17,7 +17,7 @@ class FrozenDict(dict[str, Any]):
     """A dict whose every changing method raises TypeError."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenDict, (dict(self),)
@@ -30,8 +30,8 @@ class FrozenList(list[Any]):
     """A list whose every changing method raises TypeError."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = append = extend = insert = pop = remove = clear = _refuse  # type: ignore[assignment]
-    sort = reverse = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = append = extend = insert = pop = remove = clear = _refuse
+    sort = reverse = __iadd__ = __imul__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenList, (list(self),)

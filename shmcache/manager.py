@@ -1,12 +1,13 @@
 """The manager: what a worker process does with the work it takes. It sees nothing but an ExecutionDataClient.
 
-A graph execution is a START entry on the work queue, then a RUN entry for each node execution whose linked inputs have all come,
-then, when none is queued or running any more, one FINISH entry. Any worker takes the next entry. A worker's death returns
-its entry, so everything here may be done twice and must come out as if it was done once:
+A graph execution is a START entry on the work queue, then a RUN entry for each node execution whose linked inputs
+have all come, then, when none is queued or running any more, one FINISH entry. Any worker takes the next entry. A
+worker's death returns its entry, so everything here may be done twice and must come out as if it was done once:
 
 - what belongs together is written together (`client.atomically`): an output with what it feeds, a final status with the
   end of its work entry;
-- a block that is run again yields again; outputs that are recorded already are not recorded again (they are counted), and each
+- a block that is run again yields again; outputs that are recorded already are not recorded again (they are counted),
+  and each
   input says which output it came from, so that it is not given twice;
 - a charge is noted with its execution in the step that makes it.
 """
@@ -43,7 +44,7 @@ _TAKE_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
 
 
-class Stopped(Exception):  # noqa: N818 - control flow
+class Stopped(Exception):
     """The worker was asked to stop while the database was away: the work goes back to the queue with the process's end."""
 
 
@@ -169,7 +170,7 @@ class Manager:
             return
         except (Stopped, DatabaseUnavailable, RingFull):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a block or its definition raises fails its execution
+        except Exception as error:
             self._fail(work, execution, error)
             return
         self._drive(work, execution, node, outputs)
@@ -184,7 +185,8 @@ class Manager:
             client.charge_usage(running, count)
             return running
 
-        return self._persist(client.atomically, begin)
+        running: NodeExecution = self._persist(client.atomically, begin)
+        return running
 
     def _drive(
         self, work: Work, execution: NodeExecution, node: NodeDefinition, outputs: Iterator[tuple[str, Any]]
@@ -197,14 +199,14 @@ class Manager:
                 name, value = next(outputs)
             except StopIteration:
                 break
-            except Exception as error:  # noqa: BLE001 - a block may raise anything
+            except Exception as error:
                 self._fail(work, execution, error, ordinal)
                 return
             try:
                 self._emit(execution, node, ordinal, name, value, again)
             except (Stopped, DatabaseUnavailable, RingFull):
                 raise
-            except Exception as error:  # noqa: BLE001 - a value that is none, a link to nowhere: not to be dropped silently
+            except Exception as error:
                 self._fail(work, execution, error, ordinal)
                 return
             ordinal += 1

@@ -1,7 +1,8 @@
-"""What a client has written inside `atomically` and not committed yet: read by its own reads, then made one transaction.
+"""What a client has written inside `atomically` and not committed yet: read by its own reads, then made one
+transaction.
 
-The order on the ring is that of the writes: an execution's row, as it is at the end, stands where it was last changed; its
-inputs and outputs follow in the order given.
+The order on the ring is that of the writes: an execution's row, as it is at the end, stands where it was last
+changed; its inputs and outputs follow in the order given.
 """
 
 from __future__ import annotations
@@ -13,13 +14,30 @@ from shmcache.arena.transaction import Append, Operation, Put, Touch
 from shmcache.codec import NodeGroup, encode, json_text, pack
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES, GraphExecution, NodeExecution
-from shmcache.writes import Charge, ChargeKind, GraphExecutionWrite, InputWrite, NodeExecutionWrite, OutputWrite, WriteKind
+from shmcache.writes import (
+    Charge,
+    ChargeKind,
+    GraphExecutionWrite,
+    InputWrite,
+    NodeExecutionWrite,
+    OutputWrite,
+    WriteKind,
+)
 
 
 class Pending:
     """The changes of one transaction, by identifier, and what they rely on."""
 
-    __slots__ = ("charged", "executions", "graph_executions", "group_parents", "groups", "others", "rows", "transaction")
+    __slots__ = (
+        "charged",
+        "executions",
+        "graph_executions",
+        "group_parents",
+        "groups",
+        "others",
+        "rows",
+        "transaction",
+    )
 
     def __init__(self) -> None:
         self.transaction = Transaction()

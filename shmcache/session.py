@@ -1,7 +1,8 @@
 """How a worker comes by its client: `get_db_client()`, after a fork or in a process of its own.
 
 A supervisor calls `prepare` before it forks: its children inherit the mapping. It also leaves the arena's name and the
-database's address in the environment, where a process that is started anew (spawn, forkserver, another program) finds them.
+database's address in the environment, where a process that is started anew (spawn, forkserver, another program) finds
+them.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def forget() -> None:
 def get_db_client() -> ExecutionDataClient:
     """Return this process's client: cached or direct, as its settings say. The first call makes it.
 
-    In a worker that a supervisor forked no set-up is needed; elsewhere SHMCACHE_ARENA and SHMCACHE_DATABASE_URL name what
-    to attach to. Raises ArenaMissing, ArenaUnusable, SettingsError."""
+    In a worker that a supervisor forked no set-up is needed; elsewhere SHMCACHE_ARENA and SHMCACHE_DATABASE_URL name
+    what to attach to. Raises ArenaMissing, ArenaUnusable, SettingsError."""
     client = _clients.get(os.getpid())
     if client is None:
         with _turn:
