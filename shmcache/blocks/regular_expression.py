@@ -19,7 +19,7 @@ class RegularExpression(Block):
     r"""Searches `text` for `pattern` (Python's syntax; flags inline, as in "(?i)total") and can replace what it finds.
 
     Yields `matches`, a list of {"text", "groups", "names", "start", "end"}; `first`, the first of them, if there is
-    one, else `none` with the text; and, where `replacement` is given ("\\1" and "\\g<name>" stand for groups),
+    one, else `none` with the text; and, where `replacement` is given ("\1" and "\g<name>" stand for groups),
     `replaced`, the text with every match replaced.
 
     A pattern such as "(a+)+$" can take years on sixty characters. The guard is a limit of 2 seconds of processor time,
