@@ -27,9 +27,10 @@ def charge_for(block: Block, inputs: Mapping[str, Any]) -> int:
         charge = amount
     elif per == "second":
         seconds = block.seconds(inputs)
-        if not math.isfinite(seconds):
+        if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
             raise BlockError(f"{block.id}: cannot be charged: it expects to take {seconds} seconds")
-        charge = math.ceil(amount * Fraction(seconds))
+        # By the digits that people see: 100 credits for 1.1 seconds is 110, where the float product is above it.
+        charge = math.ceil(amount * Fraction(repr(float(seconds))))
     elif per == "byte":
         charge = amount * _packed_size(block, inputs)
     else:

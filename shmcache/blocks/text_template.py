@@ -60,10 +60,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"operator {operator} works on numbers only, and ** not at all")
         return super().call_binop(context, operator, left, right)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in _PADDING:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+    # Not is_safe_attribute: the sandbox gives out its own str.format before it asks there.
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, str) and attribute in _PADDING:
+            return self.unsafe_undefined(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, str) and isinstance(argument, str) and argument in _PADDING:
+            return self.unsafe_undefined(obj, argument)
+        return super().getitem(obj, argument)
 
 
 @cache

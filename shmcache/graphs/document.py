@@ -101,7 +101,7 @@ class Spot:
                 Spot(self.path, place, value).fail(problem)
             if isinstance(value, dict):
                 for key, item in value.items():
-                    inner = f"{place}.{key}" if key.isidentifier() else f"{place}[{shown(key)}]"
+                    inner = f"{place}.{key}".lstrip(".") if key.isidentifier() else f"{place}[{shown(key)}]"
                     pending.append((inner, item))
             elif isinstance(value, list):
                 pending.extend((f"{place}[{index}]", item) for index, item in enumerate(value))

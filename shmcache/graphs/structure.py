@@ -38,7 +38,7 @@ def cycles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
                 if path:
                     lowest[path[-1][0]] = min(lowest[path[-1][0]], lowest[node])
                 if lowest[node] == number[node]:
-                    part = []
+                    part: list[str] = []
                     while not part or part[-1] != node:
                         part.append(stack.pop())
                         stacked.discard(part[-1])
