@@ -1,0 +1,50 @@
+"""A batch of rows from the write ring, written by one statement a kind.
+
+Parents go before children: graph executions, node executions, inputs, outputs. A key that stands twice in a batch is merged
+first, because one INSERT ... ON CONFLICT refuses to touch a row twice: of an execution the last row stands (each carries
+the whole row), with the earliest start. Writing a batch twice leaves the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import psycopg
+
+from shmcache.database.statements import statement
+from shmcache.writes import GraphExecutionWrite, InputWrite, NodeExecutionWrite, OutputWrite, Write
+
+E = TypeVar("E", GraphExecutionWrite, NodeExecutionWrite)
+
+
+def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) -> None:
+    """Write rows inside the caller's transaction. Raises psycopg.Error as the database does."""
+    graph_executions: dict[str, GraphExecutionWrite] = {}
+    node_executions: dict[str, NodeExecutionWrite] = {}
+    inputs: dict[tuple[str, str], InputWrite] = {}
+    outputs: dict[tuple[str, int], OutputWrite] = {}
+    for write in writes:
+        if type(write) is NodeExecutionWrite:
+            node_executions[write.id] = _merged(node_executions.get(write.id), write)
+        elif type(write) is OutputWrite:
+            outputs.setdefault((write.node_exec_id, write.ordinal), write)
+        elif type(write) is InputWrite:
+            inputs[write.node_exec_id, write.name] = write
+        elif type(write) is GraphExecutionWrite:
+            graph_executions[write.id] = _merged(graph_executions.get(write.id), write)
+    for name, rows in (
+        ("write_graph_executions", graph_executions),
+        ("write_node_executions", node_executions),
+        ("write_inputs", inputs),
+        ("write_outputs", outputs),
+    ):
+        if rows:
+            # Sorted by key, so that two hosts' batches lock rows in one order.
+            columns = [list(column) for column in zip(*(rows[key] for key in sorted(rows)), strict=True)]  # type: ignore[index,type-var]
+            connection.execute(statement(name), columns, prepare=True)
+
+
+def _merged(earlier: E | None, later: E) -> E:
+    if earlier is None or earlier.started_at is None:
+        return later
+    return later._replace(started_at=min(earlier.started_at, later.started_at or earlier.started_at))

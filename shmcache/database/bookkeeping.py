@@ -1,0 +1,69 @@
+"""What the processes between arena and database keep there: epochs and checkpoints, and dead letters."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import psycopg
+
+from shmcache.database.statements import statement
+from shmcache.errors import Fenced
+
+
+class Checkpoint(NamedTuple):
+    """A leader's epoch, and the sequence up to which the ring is in the database."""
+
+    epoch: int
+    sequence: int
+
+
+def begin_epoch(connection: psycopg.Connection[Any], arena_id: str, ring: str) -> Checkpoint:
+    """Raise the epoch of a ring, in a transaction of its own: every earlier leader is fenced from here on."""
+    with connection.transaction():
+        row = connection.execute(statement("begin_epoch"), {"arena_id": arena_id, "ring": ring}).fetchone()
+    assert row is not None
+    return Checkpoint(*row)
+
+
+def move_checkpoint(
+    connection: psycopg.Connection[Any], arena_id: str, ring: str, epoch: int, sequence: int
+) -> None:
+    """Note inside the caller's transaction how far a ring is written. Raises Fenced if another epoch has begun."""
+    moved = connection.execute(
+        statement("move_checkpoint"),
+        {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},
+        prepare=True,
+    )
+    if moved.rowcount != 1:
+        raise Fenced(f"leader of the {ring} ring", epoch)
+
+
+def add_dead_letter(
+    connection: psycopg.Connection[Any],
+    arena_id: str,
+    ring: str,
+    sequence: int,
+    kind: int,
+    payload: bytes,
+    error: BaseException,
+) -> None:
+    """Keep an entry that the database refused, whole, with its error."""
+    connection.execute(
+        statement("add_dead_letter"),
+        {
+            "arena_id": arena_id,
+            "ring": ring,
+            "sequence": sequence,
+            "kind": kind,
+            "payload": payload,
+            "error": f"{type(error).__name__}: {error}".replace("\0", "\\0"),
+            "sqlstate": getattr(error, "sqlstate", None),
+        },
+    )
+
+
+def count_dead_letters(connection: psycopg.Connection[Any], arena_id: str) -> int:
+    """Return how many dead letters an arena has left."""
+    row = connection.execute("SELECT count(*) FROM dead_letters WHERE arena_id = %s", (arena_id,)).fetchone()
+    assert row is not None
+    return int(row[0])

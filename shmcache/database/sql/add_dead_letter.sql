@@ -1,0 +1,2 @@
+INSERT INTO dead_letters (arena_id, ring, sequence, kind, payload, error, sqlstate)
+VALUES (%(arena_id)s, %(ring)s, %(sequence)s, %(kind)s, %(payload)s, %(error)s, %(sqlstate)s)

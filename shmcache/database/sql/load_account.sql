@@ -1,0 +1,1 @@
+SELECT user_id, opening_balance, balance, execution_count FROM accounts WHERE user_id = %(user_id)s

@@ -1,0 +1,5 @@
+SELECT
+    id, graph_id, user_id, status, inputs,
+    extract(epoch FROM created_at), extract(epoch FROM started_at), extract(epoch FROM ended_at), stats
+FROM graph_executions
+WHERE id = %(id)s

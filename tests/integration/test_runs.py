@@ -1,0 +1,138 @@
+"""Whole runs, from the command line to the rows in PostgreSQL, with and without deaths on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from shmcache.arena import list_arenas
+from shmcache.database.connection import connect
+from shmcache.graphs import example_path
+from tests.integration.database_rows import rows_left_behind
+
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "data" / "wfformat"
+OURS = sorted((ROOT / "tests" / "graphs").glob("*.json"))
+FILES = [*OURS, Path(example_path()), *sorted(REAL.glob("*.json"))]
+LARGE = REAL / "1000genome-chameleon-10ch-100k-001.json"
+needs_real_graphs = pytest.mark.skipif(not REAL.is_dir(), reason="../shared, with the recorded workflows, is not here")
+
+
+class Run:
+    """A `shmcache run` in a process of its own."""
+
+    def __init__(self, database_url: str, state_dir: Path, *arguments: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tools.cli", "run", "--json", *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "SHMCACHE_DATABASE_URL": database_url, "SHMCACHE_STATE_DIR": str(state_dir)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def summary(self, expected_status: int = 0) -> dict[str, Any]:
+        """Wait for the end; return the summary."""
+        output, log = self.process.communicate(timeout=240)
+        assert self.process.returncode == expected_status, log[-4000:]
+        parsed: dict[str, Any] = json.loads(output)
+        return parsed
+
+    def children(self, role: str) -> list[psutil.Process]:
+        """Return the processes of a role, as their command line or name says."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if role in " ".join(child.cmdline()) or role in child.name():
+                    found.append(child)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+@pytest.fixture
+def start_run(
+    new_database_url: Callable[[], str], tmp_path: Path
+) -> Iterator[Callable[..., tuple[Run, str]]]:
+    runs: list[Run] = []
+
+    def start(*arguments: str | Path) -> tuple[Run, str]:
+        url = new_database_url()
+        runs.append(Run(url, tmp_path, *arguments))
+        return runs[-1], url
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            for child in psutil.Process(run.process.pid).children(recursive=True):
+                child.kill()
+            run.process.kill()
+            run.process.wait()
+    assert [name for name in list_arenas() if name.startswith("run-")] == []
+
+
+def assert_sound(summary: dict[str, Any], url: str) -> None:
+    """Check a finished run's summary against the database."""
+    assert summary["unsynced"] == 0
+    assert summary["dead_letters"] == 0
+    with connect(url, application_name="test") as connection:
+        row = connection.execute("SELECT coalesce(-sum(amount), 0), count(*) FROM ledger").fetchone()
+        assert row is not None
+        assert (int(row[0]), row[1]) == (summary["credits_charged"], summary["charges"])
+        executions = connection.execute("SELECT status, count(*) FROM node_executions GROUP BY 1").fetchall()
+    assert sum(count for _, count in executions) == summary["node_executions"]
+    assert dict(executions).get("COMPLETED", 0) == summary["completed"]
+    assert summary["opening_balance"] - summary["closing_balance"] == summary["credits_charged"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem[:24])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_both_clients_leave_the_same_rows(start_run: Callable[..., tuple[Run, str]], path: Path, workers: int) -> None:
+    cached, cached_url = start_run(path, "--workers", str(workers))
+    cached_summary = cached.summary()
+    direct, direct_url = start_run(path, "--workers", str(workers), "--direct")
+    direct_summary = direct.summary()
+    assert_sound(cached_summary, cached_url)
+    assert_sound(direct_summary, direct_url)
+    assert rows_left_behind(cached_url) == rows_left_behind(direct_url)
+    assert cached_summary["failed"] == 0
+    assert direct_summary["blocking_db_operations"] > cached_summary["blocking_db_operations"]
+
+
+@needs_real_graphs
+def test_a_cached_run_hardly_ever_waits_for_the_database(start_run: Callable[..., tuple[Run, str]]) -> None:
+    run, _ = start_run(LARGE, "--workers", "4")
+    summary = run.summary()
+    assert summary["node_executions"] == summary["completed"] == 260
+    assert summary["blocking_db_operations_per_node"] < 0.1
+
+
+@needs_real_graphs
+@pytest.mark.parametrize("victim", ["worker", "syncer", "charger", "pool"])
+def test_a_run_survives_kill_9_with_the_rows_of_an_undisturbed_one(
+    start_run: Callable[..., tuple[Run, str]], victim: str
+) -> None:
+    undisturbed, undisturbed_url = start_run(LARGE, "--workers", "4", "--repeat", "3")
+    assert_sound(undisturbed.summary(), undisturbed_url)
+    run, url = start_run(LARGE, "--workers", "4", "--repeat", "3", "--time-scale", "0.00005")
+    killed = 0
+    deadline = time.monotonic() + 120
+    while run.process.poll() is None and killed < 3 and time.monotonic() < deadline:
+        for child in run.children(victim)[:1]:
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+            psutil.wait_procs([child], timeout=10)
+    summary = run.summary()
+    assert killed == 3
+    assert_sound(summary, url)
+    assert rows_left_behind(url) == rows_left_behind(undisturbed_url)
