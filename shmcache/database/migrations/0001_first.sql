@@ -112,5 +112,6 @@ CREATE TABLE dead_letters (
     payload bytea NOT NULL,
     error text NOT NULL,
     sqlstate text,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (arena_id, ring, sequence)
 );

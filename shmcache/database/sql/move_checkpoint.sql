@@ -1,2 +1,6 @@
-UPDATE checkpoints SET sequence = %(sequence)s
-WHERE arena_id = %(arena_id)s AND ring = %(ring)s AND epoch = %(epoch)s
+UPDATE checkpoints AS mine SET sequence = greatest(mine.sequence, %(sequence)s)
+WHERE mine.arena_id = %(arena_id)s AND mine.ring = %(ring)s AND mine.epoch = %(epoch)s
+RETURNING (
+    SELECT before.sequence FROM checkpoints AS before
+    WHERE before.arena_id = mine.arena_id AND before.ring = mine.ring
+)

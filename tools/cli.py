@@ -1,0 +1,163 @@
+"""The command line: `shmcache run`, `shmcache supervise`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from shmcache.config import Settings, load_settings
+from shmcache.errors import SettingsError, ShmcacheError
+from shmcache.graphs import example_path, load_graph_file
+from shmcache.identifiers import id_bytes
+from tools.processes import Processes, ShouldStop
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _common(command: F) -> F:
+    for option in (
+        click.option("--workers", type=click.IntRange(1, 64), help="Executor processes (SHMCACHE_WORKERS)."),
+        click.option("--arena-size", metavar="SIZE", help='Size of the arena, such as "256 MiB" (SHMCACHE_ARENA_SIZE).'),
+        click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="Least level logged."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("shmcache"), prog_name="shmcache")
+def cli() -> None:
+    """Take the database off the hot path of graph executors."""
+
+
+@cli.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@_common
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Run each graph so many times.")
+@click.option("--direct", is_flag=True, help="Every operation on PostgreSQL: the 'before' of a comparison.")
+@click.option("--time-scale", type=click.FloatRange(0), default=0.0, show_default=True,
+              help="Sleep so much of a recorded task's runtime.")  # fmt: skip
+@click.option("--user", metavar="UUID", help="Whose account is charged; a new one for each run if not given.")
+@click.option("--credits", "opening_balance", type=click.IntRange(0), help="Credits of an account that the run opens.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def run(
+    files: tuple[Path, ...],
+    workers: int | None,
+    arena_size: str | None,
+    log_level: str | None,
+    repeat: int,
+    direct: bool,
+    time_scale: float,
+    user: str | None,
+    opening_balance: int | None,
+    as_json: bool,
+) -> int:
+    """Run graph files to their end; without one, the example that comes with shmcache.
+
+    Exit status 0 if every graph completed, 1 if not, 2 if it could not begin."""
+    from tools.run import print_summary, run_graphs
+
+    settings = _settings(
+        workers=workers, arena_size=arena_size, log_level=log_level, opening_balance=opening_balance,
+        mode="direct" if direct else None,
+    )  # fmt: skip
+    if user is not None:
+        id_bytes(user)
+    graphs = [load_graph_file(path, time_scale=time_scale) for path in files or (example_path(),)]
+    summary, completed = run_graphs(graphs, repeat, user, settings)
+    if summary:
+        print_summary(summary, as_json)
+    return 0 if completed else 1
+
+
+class _UntilReturned:
+    """The job of `supervise`: done when every worker has returned."""
+
+    def begin(self, database_url: str) -> None:
+        """Nothing to prepare."""
+
+    def submit(self) -> None:
+        """The workers bring their own work."""
+
+    def is_done(self, processes: Processes) -> bool:
+        """Say whether no worker is left."""
+        return not processes.count("worker")
+
+    def show(self) -> None:
+        """Nothing to show."""
+
+
+@cli.command()
+@click.argument("target", metavar="MODULE:CALLABLE")
+@_common
+@click.option("--arena", metavar="NAME", help="Name of the arena (SHMCACHE_ARENA).")
+def supervise(
+    target: str, workers: int | None, arena_size: str | None, log_level: str | None, arena: str | None
+) -> int:
+    """Run a function of yours in worker processes over one arena, until all have returned.
+
+    It is called without arguments in each worker, and gets its client from shmcache.get_db_client(). A worker that
+    dies or raises is started again."""
+    from tools.supervisor import Supervisor
+
+    settings = _settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
+    function = _callable(target)
+
+    def work(_should_stop: ShouldStop) -> None:
+        function()
+
+    supervisor = Supervisor(settings, settings.arena, work, restart_workers=False)
+    return 0 if supervisor.run(_UntilReturned(), lambda: None) else 1
+
+
+def _callable(target: str) -> Callable[[], Any]:
+    module_name, _, name = target.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"{target!r} cannot be imported as MODULE:CALLABLE: {error}") from None
+    if not callable(function):
+        raise SettingsError(f"{target!r} is not callable")
+    found: Callable[[], Any] = function
+    return found
+
+
+def _settings(**given: Any) -> Settings:
+    settings = load_settings(**given)
+    logging.basicConfig(
+        stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+    )
+    return settings
+
+
+def main() -> None:
+    """Run the command line. An error is one line on standard error, and exit status 2."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+    except ShmcacheError as error:
+        sys.stderr.write(f"shmcache: {error}\n")
+        sys.exit(2)
+    except Exception as error:  # noqa: BLE001 - a user gets no traceback; whoever mends it finds it in the file
+        with tempfile.NamedTemporaryFile("w", prefix="shmcache-", suffix=".log", delete=False) as log:
+            log.write(traceback.format_exc())
+        sys.stderr.write(f"shmcache: unexpected {type(error).__name__}: {error} (details in {log.name})\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
