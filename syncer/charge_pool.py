@@ -70,6 +70,22 @@ class ChargePool:
                 self._end_pool()
                 candidate.leave()
 
+    def run_once(self) -> None:
+        """Stand for election, settle what is on the ring, leave. Gives up where the database stays away."""
+        waiting = True
+
+        def leading_is_enough() -> bool:
+            return not waiting
+
+        candidate = Candidate(self._settings.state_dir, self._arena.name, "charger")
+        candidate.wait(leading_is_enough)
+        waiting = False
+        try:
+            self._lead(leading_is_enough)
+        finally:
+            self._end_pool()
+            candidate.leave()
+
     def _lead(self, should_stop: Callable[[], bool]) -> None:
         logger.info("Charge manager started")
         self._start_pool()
@@ -88,7 +104,7 @@ class ChargePool:
                 self._ring.advance(sequence)
             if stopping:
                 return
-            self._ring.wait_for_drain(_INTERVAL_SECONDS)
+            self._ring.wait_for_drain(min(_INTERVAL_SECONDS, self._settings.sync_interval))
 
     def _begin(self) -> Checkpoint:
         with connect(self._database_url, application_name="shmcache charger") as connection:

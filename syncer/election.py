@@ -36,7 +36,9 @@ class Candidate:
                 self._lock.acquire(timeout=1.0, poll_interval=_TURN_SECONDS)
             except Timeout:
                 continue
-            return True
+            if not should_stop():
+                return True
+            self._lock.release()
         return False
 
     def leave(self) -> None:

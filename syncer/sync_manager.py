@@ -66,6 +66,22 @@ class SyncManager:
                 self._disconnect()
                 candidate.leave()
 
+    def run_once(self) -> None:
+        """Stand for election, drain what is on the ring, leave. Gives up where the database stays away."""
+        waiting = True
+
+        def leading_is_enough() -> bool:
+            return not waiting
+
+        candidate = Candidate(self._settings.state_dir, self._arena.name, "syncer")
+        candidate.wait(leading_is_enough)
+        waiting = False
+        try:
+            self._lead(leading_is_enough)
+        finally:
+            self._disconnect()
+            candidate.leave()
+
     def _lead(self, should_stop: Callable[[], bool]) -> None:
         logger.info("Sync manager started")
         self._arena.count(Counter.LEADERS)

@@ -49,8 +49,8 @@ def drain(arena: Arena, database_url: str, settings: Settings) -> bool:
     ended = terminate_unfinished(arena, database_url, settings)
     if ended:
         logger.warning("arena %s: %d graph executions had not ended, they are TERMINATED now", arena.name, ended)
-    ChargePool(arena, database_url, settings).run(lambda: True)
-    SyncManager(arena, database_url, settings).run(lambda: True)
+    ChargePool(arena, database_url, settings).run_once()
+    SyncManager(arena, database_url, settings).run_once()
     left = [
         ring.last_sequence - ring.committed_sequence
         for ring in (arena.write_ring, arena.charge_ring)

@@ -361,7 +361,9 @@ class Arena:
                 stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
             case transaction.Delete(key):
                 entry = find(stage, key)
-                if entry and not stage[entry + FAMILY] | stage[entry + MEMBERS] | stage[entry + QUEUE]:
+                if entry and not (
+                    stage[entry + FAMILY] | stage[entry + MEMBERS] | stage[entry + QUEUE] | stage[entry + COUNTER]
+                ):
                     self._remove(stage, entry, freed)
             case transaction.Enqueue(key, kind, counter_key):
                 entry = find(stage, key) or self._insert(stage, key)
@@ -419,7 +421,7 @@ class Arena:
                     continue
                 before = region.used_bytes()
                 after = tail - self._words[region.state + layout.HEAD]
-                if region.name == "charge" or before < region.high_water <= after:
+                if before < region.high_water <= after:
                     region.ask_to_drain(stage)
                     if self._words[region.state + layout.DRAIN_WAITERS]:
                         wake.append(region.state + layout.DRAIN_SIGNAL)

@@ -41,7 +41,7 @@ class Touch(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """Forget a key that is neither a member, nor has members, nor is on the work queue; nothing happens otherwise."""
+    """Forget a key that is no member, has no members, no counter, and is not on the work queue; else nothing happens."""
 
     key: bytes
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.waiting import Wait
 
 from shmcache.errors import DatabaseUnavailable
 
@@ -15,15 +16,32 @@ T = TypeVar("T")
 
 
 class CountingConnection(psycopg.Connection[Any]):
-    """A connection that calls `on_wait` each time it makes its process wait for the server."""
+    """A connection that calls `on_wait` each time it makes its process wait for the server's answer."""
 
     on_wait: Callable[[], None] | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.1) -> T:
-        """Wait for the server; every round trip of a synchronous connection passes here."""
-        if self.on_wait is not None:
-            self.on_wait()
-        return super().wait(gen, interval)
+        """Wait for the server; every round trip of a synchronous connection passes here.
+
+        Only waiting to read counts: in pipeline mode, statements are sent without waiting for an answer."""
+        return super().wait(gen if self.on_wait is None else _counted(gen, self.on_wait), interval)
+
+
+def _counted(steps: PQGen[T], on_wait: Callable[[], None]) -> PQGen[T]:
+    """Pass a generator of psycopg through; call `on_wait` once if it waits to read."""
+    waited = False
+    ready: Any = None
+    try:
+        wanted = next(steps)
+        while True:
+            if wanted == Wait.R and not waited:
+                waited = True
+                on_wait()
+            ready = yield wanted
+            wanted = steps.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def address(url: str) -> str:

@@ -86,11 +86,23 @@ def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, l
     return Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2])), nodes
 
 
+def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
+    """Return one node with its links, or None."""
+    row = connection.execute(statement("load_node"), {"id": node_id}, prepare=True).fetchone()
+    if row is None:
+        return None
+    links_in, links_out = (tuple(Link(*fields) for fields in links) for links in row[6:])
+    return NodeDefinition(str(row[0]), str(row[1]), row[2], row[3], freeze(row[4]), freeze(row[5]), links_in, links_out)
+
+
 def load_graph_execution(connection: Connection, graph_exec_id: str) -> GraphExecution | None:
     """Return a graph execution, or None."""
     row = connection.execute(statement("load_graph_execution"), {"id": graph_exec_id}, prepare=True).fetchone()
-    if row is None:
-        return None
+    return None if row is None else graph_execution(row)
+
+
+def graph_execution(row: Sequence[Any]) -> GraphExecution:
+    """Return the record of a row as `sql/load_graph_execution.sql` gives it."""
     return GraphExecution(
         str(row[0]), str(row[1]), str(row[2]), ExecutionStatus(row[3]), freeze(row[4]),
         float(row[5]), _time(row[6]), _time(row[7]), freeze(row[8]),
@@ -99,8 +111,8 @@ def load_graph_execution(connection: Connection, graph_exec_id: str) -> GraphExe
 
 def load_node_execution(connection: Connection, node_exec_id: str) -> NodeExecution | None:
     """Return a node execution with its inputs and outputs, or None."""
-    found = _node_executions(connection, identifier=node_exec_id)
-    return found[0] if found else None
+    row = connection.execute(statement("load_node_execution"), {"id": node_exec_id}, prepare=True).fetchone()
+    return None if row is None else node_execution(row)
 
 
 def load_node_executions(
@@ -112,22 +124,9 @@ def load_node_executions(
     limit: int | None = None,
 ) -> list[NodeExecution]:
     """Return the executions of a graph execution that match all filters, oldest first, at most `limit`."""
-    return _node_executions(connection, None, graph_exec_id, node_id, block_ids, statuses, limit)
-
-
-def _node_executions(
-    connection: Connection,
-    identifier: str | None = None,
-    graph_exec_id: str | None = None,
-    node_id: str | None = None,
-    block_ids: Collection[str] | None = None,
-    statuses: Collection[ExecutionStatus] | None = None,
-    limit: int | None = None,
-) -> list[NodeExecution]:
     rows = connection.execute(
         statement("load_node_executions"),
         {
-            "id": identifier,
             "graph_exec_id": graph_exec_id,
             "node_id": node_id,
             "block_ids": None if block_ids is None else list(block_ids),
@@ -136,10 +135,19 @@ def _node_executions(
         },
         prepare=True,
     ).fetchall()
-    return [_node_execution(row) for row in rows]
+    return [node_execution(row) for row in rows]
 
 
-def _node_execution(row: Sequence[Any]) -> NodeExecution:
+def load_latest_node_execution(connection: Connection, node_id: str, graph_exec_id: str) -> NodeExecution | None:
+    """Return the youngest execution of a node in a graph execution, or None."""
+    row = connection.execute(
+        statement("load_latest_node_execution"), {"node_id": node_id, "graph_exec_id": graph_exec_id}, prepare=True
+    ).fetchone()
+    return None if row is None else node_execution(row)
+
+
+def node_execution(row: Sequence[Any]) -> NodeExecution:
+    """Return the record of a row of the view node_execution_records."""
     outputs: dict[str, list[Any]] = {}
     for name, value in row[8]:
         outputs.setdefault(name, []).append(freeze(value))

@@ -28,6 +28,8 @@ CREATE TABLE links (
     is_static boolean NOT NULL,
     PRIMARY KEY (graph_id, position)
 );
+CREATE INDEX links_into_node ON links (sink_node_id);
+CREATE INDEX links_out_of_node ON links (source_node_id);
 
 CREATE TABLE graph_executions (
     id uuid PRIMARY KEY,
@@ -74,6 +76,22 @@ CREATE TABLE node_execution_outputs (
     time timestamptz NOT NULL,
     PRIMARY KEY (node_execution_id, ordinal)
 );
+
+-- A node execution as the clients hand it out, with its inputs and outputs.
+CREATE VIEW node_execution_records AS
+SELECT
+    e.id, e.graph_execution_id, e.node_id, n.block_id, g.user_id, e.status,
+    (SELECT coalesce(jsonb_object_agg(i.name, i.value), '{}')
+        FROM node_execution_inputs i WHERE i.node_execution_id = e.id) AS inputs,
+    (SELECT coalesce(jsonb_object_agg(i.name, jsonb_build_array(i.source_execution_id, i.source_ordinal)), '{}')
+        FROM node_execution_inputs i WHERE i.node_execution_id = e.id AND i.source_execution_id IS NOT NULL) AS sources,
+    (SELECT coalesce(jsonb_agg(jsonb_build_array(o.name, o.value) ORDER BY o.ordinal), '[]')
+        FROM node_execution_outputs o WHERE o.node_execution_id = e.id) AS outputs,
+    extract(epoch FROM e.created_at) AS created_at, extract(epoch FROM e.queued_at) AS queued_at,
+    extract(epoch FROM e.started_at) AS started_at, extract(epoch FROM e.ended_at) AS ended_at, e.stats
+FROM node_executions e
+JOIN nodes n ON n.id = e.node_id
+JOIN graph_executions g ON g.id = e.graph_execution_id;
 
 CREATE TABLE accounts (
     user_id uuid PRIMARY KEY,

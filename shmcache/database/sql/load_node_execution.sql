@@ -1,0 +1,1 @@
+SELECT * FROM node_execution_records WHERE id = %(id)s

@@ -1,0 +1,380 @@
+"""DirectClient: every operation on PostgreSQL before it returns. What shmcache is measured against.
+
+It is written as one would write it with care: one connection a process, prepared statements, one round trip an operation
+(several statements travel in one pipeline, which is also their transaction). It keeps nothing between calls.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors
+
+from shmcache.charge_manager import ChargeManager
+from shmcache.codec import json_text
+from shmcache.config import Settings
+from shmcache.database import queries
+from shmcache.database.connection import address, connect
+from shmcache.database.statements import statement
+from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound
+from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
+from shmcache.frozen import freeze
+from shmcache.identifiers import id_bytes, new_id
+from shmcache.records import (
+    ALLOWED_FROM,
+    ExecutionStatus,
+    Graph,
+    GraphExecution,
+    InputSource,
+    NodeDefinition,
+    NodeExecution,
+)
+from shmcache.work_queue import WorkQueue
+from shmcache.writes import Charge
+
+T = TypeVar("T")
+
+Row = Sequence[Any]
+Step = tuple[str, Mapping[str, Any]]
+
+
+class DirectClient(ExecutionDataClient):
+    """The client without an arena for its data; only the work queue is the host's. One for each process and thread."""
+
+    def __init__(
+        self, database_url: str, *, work_queue: WorkQueue, settings: Settings, on_wait: Callable[[], None]
+    ) -> None:
+        self._database_url = database_url
+        self._queue = work_queue
+        self._on_wait = on_wait
+        self._connection: psycopg.Connection[Any] | None = None
+        self._owner_pid = 0
+        self._after_commit: list[Callable[[], None]] | None = None
+        self._last_time = 0.0
+        self._charges = ChargeManager(
+            spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, settings=settings
+        )
+
+    # Definitions
+
+    def get_graph(self, graph_id: str) -> Graph:
+        """See ExecutionDataClient. Blocks."""
+        found = self._load(queries.load_graph, graph_id)
+        if found is None:
+            raise NotFound("graph", graph_id)
+        return found[0]
+
+    def get_node(self, node_id: str) -> NodeDefinition:
+        """See ExecutionDataClient. Blocks."""
+        found = self._load(queries.load_node, node_id)
+        if found is None:
+            raise NotFound("node", node_id)
+        return found
+
+    # Executions, read
+
+    def get_graph_execution(self, graph_exec_id: str) -> GraphExecution:
+        """See ExecutionDataClient. Blocks."""
+        found = self._load(queries.load_graph_execution, graph_exec_id)
+        if found is None:
+            raise NotFound("graph execution", graph_exec_id)
+        return found
+
+    def get_node_execution(self, node_exec_id: str) -> NodeExecution:
+        """See ExecutionDataClient. Blocks."""
+        found = self._load(queries.load_node_execution, node_exec_id)
+        if found is None:
+            raise NotFound("node execution", node_exec_id)
+        return found
+
+    def get_node_executions(
+        self,
+        graph_exec_id: str,
+        node_id: str | None = None,
+        block_ids: Collection[str] | None = None,
+        statuses: Collection[ExecutionStatus] | None = None,
+        limit: int | None = None,
+    ) -> list[NodeExecution]:
+        """See ExecutionDataClient. Blocks."""
+        return self._load(queries.load_node_executions, graph_exec_id, node_id, block_ids, statuses, limit)
+
+    def get_latest_node_execution(self, node_id: str, graph_exec_id: str) -> NodeExecution | None:
+        """See ExecutionDataClient. Blocks."""
+        return self._load(queries.load_latest_node_execution, node_id, graph_exec_id)
+
+    # Executions, written
+
+    def create_graph_execution(
+        self, graph_id: str, user_id: str, inputs: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> GraphExecution:
+        """See ExecutionDataClient. Blocks."""
+        identifier = new_id()
+        id_bytes(graph_id)
+        id_bytes(user_id)
+        text = None if inputs is None else json_text(freeze(inputs))
+        given = {"id": identifier, "graph_id": graph_id, "user_id": user_id, "inputs": text, "time": self._now()}
+        rows = self._run(("create_graph_execution", given), ("load_graph_execution", {"id": identifier}))
+        if not rows:
+            raise NotFound("graph", graph_id)
+        return queries.graph_execution(rows[0])
+
+    def upsert_execution_input(
+        self,
+        node_id: str,
+        graph_exec_id: str,
+        input_name: str | None,
+        input_data: Any = None,
+        node_exec_id: str | None = None,
+        source: InputSource | None = None,
+    ) -> tuple[str, Mapping[str, Any]]:
+        """See ExecutionDataClient. Blocks."""
+        given = {
+            "name": input_name,
+            "value": json_text(freeze(input_data)),
+            "time": self._now(),
+            "source_id": source and source.node_exec_id,
+            "source_ordinal": source and source.ordinal,
+        }
+        if node_exec_id is not None:
+            id_bytes(node_exec_id)
+            rows = self._run(("give_input_to", {**given, "id": node_exec_id}))
+            if not rows:
+                raise NotFound("node execution", node_exec_id)
+        else:
+            id_bytes(node_id)
+            id_bytes(graph_exec_id)
+            place = {"node_id": node_id, "graph_exec_id": graph_exec_id}
+            # The lock is a statement of its own, so that the next one's snapshot is taken when the lock is had.
+            try:
+                rows = self._run(
+                    ("lock_node_executions", place), ("give_input", {**given, **place, "new_id": new_id()})
+                )
+            except errors.ForeignKeyViolation:
+                raise NotFound("node or graph execution", f"{node_id} or {graph_exec_id}") from None
+        return str(rows[0][0]), freeze(rows[0][1])
+
+    def upsert_execution_output(
+        self,
+        node_exec_id: str,
+        output_name: str | Mapping[str, Any],
+        output_data: Any = None,
+        *,
+        ordinal: int | None = None,
+    ) -> NodeExecution:
+        """See ExecutionDataClient. Blocks."""
+        values = [(output_name, output_data)] if isinstance(output_name, str) else list(output_name.items())
+        given = {
+            "id": node_exec_id,
+            "ordinal": ordinal,
+            "names": [name for name, _ in values],
+            "values": [json_text(freeze(value)) for _, value in values],
+            "times": [self._now() for _ in values],
+        }
+        id_bytes(node_exec_id)
+        rows = self._run(("append_outputs", given), ("load_node_execution", {"id": node_exec_id}))
+        return self._node_execution(rows, node_exec_id)
+
+    def update_node_execution_status(
+        self,
+        node_exec_id: str,
+        status: ExecutionStatus,
+        execution_data: Mapping[str, Any] | None = None,
+        stats: Mapping[str, Any] | None = None,
+    ) -> NodeExecution:
+        """See ExecutionDataClient. Blocks."""
+        id_bytes(node_exec_id)
+        data = execution_data or {}
+        given = {
+            "id": node_exec_id,
+            "status": status.value,
+            "allowed": [each.value for each in ALLOWED_FROM[status]],
+            "time": self._now(),
+            "stats": json_text(freeze(stats or {})),
+            "names": list(data),
+            "values": [json_text(freeze(value)) for value in data.values()],
+        }
+        rows = self._run(("move_node_execution", given), ("load_node_execution", {"id": node_exec_id}))
+        return self._node_execution(rows, node_exec_id)
+
+    def update_graph_execution_stats(
+        self, graph_exec_id: str, status: ExecutionStatus | None = None, stats: Mapping[str, Any] | None = None
+    ) -> GraphExecution:
+        """See ExecutionDataClient. Blocks."""
+        id_bytes(graph_exec_id)
+        given = {
+            "id": graph_exec_id,
+            "status": status and status.value,
+            "allowed": [each.value for each in ALLOWED_FROM[status]] if status else [],
+            "time": self._now(),
+            "stats": json_text(freeze(stats or {})),
+        }
+        rows = self._run(("move_graph_execution", given), ("load_graph_execution", {"id": graph_exec_id}))
+        if not rows:
+            raise NotFound("graph execution", graph_exec_id)
+        return queries.graph_execution(rows[0])
+
+    # Credits
+
+    def get_credits(self, user_id: str) -> int:
+        """See ExecutionDataClient. Blocks."""
+        account = self._load(queries.load_account, user_id)
+        if account is None:
+            raise NotFound("account", user_id)
+        return account.balance
+
+    def increment_execution_count(self, user_id: str, node_exec_id: str | None = None) -> int:
+        """See ExecutionDataClient. Blocks. An execution that was charged already is not counted again."""
+        id_bytes(user_id)
+        rows = self._run(("count_execution", {"user_id": user_id, "node_exec_id": node_exec_id}))
+        if not rows:
+            raise NotFound("account", user_id)
+        return int(rows[0][0])
+
+    def spend_credits(
+        self,
+        user_id: str,
+        cost: int,
+        metadata: Mapping[str, Any] | None = None,
+        transaction_key: str | None = None,
+    ) -> int:
+        """See ExecutionDataClient. Blocks."""
+        text = json_text(dict(metadata or {}))
+        charge = Charge(transaction_key or new_id(), user_id, cost, "spend", None, None, time.time(), text)
+        return self._spend([charge], None)
+
+    def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
+        """See ExecutionDataClient. Blocks."""
+        return self._charges._charge_usage(node_exec, execution_count, async_mode)
+
+    def _spend(self, charges: Sequence[Charge], node_exec: NodeExecution | None) -> int:
+        user_id = charges[0].user_id
+        id_bytes(user_id)
+        if any(charge.amount < 0 or charge.amount >= 2**62 for charge in charges):
+            raise InvalidValue("a charge cannot be negative, nor 2**62 or more")
+        rows = self._run((
+            "spend",
+            {
+                "user_id": user_id,
+                "keys": [charge.transaction_key for charge in charges],
+                "amounts": [charge.amount for charge in charges],
+                "reasons": [charge.reason for charge in charges],
+                "metadata": [charge.metadata_json for charge in charges],
+                "node_exec_id": node_exec and node_exec.id,
+                "graph_exec_id": node_exec and node_exec.graph_exec_id,
+                "cost": sum(charge.amount for charge in charges if charge.reason == "block"),
+                "time": charges[0].time,
+            },
+        ))  # fmt: skip
+        if not rows:
+            raise NotFound("account", user_id)
+        balance, amount, left = rows[0]
+        if left is None:
+            raise InsufficientBalanceError(user_id, balance, amount)
+        return int(left)
+
+    # Several writes at once, work, durability
+
+    def atomically(self, work: Callable[[], T]) -> T:
+        """See ExecutionDataClient. Blocks once more, for the commit."""
+        if self._after_commit is not None:
+            return work()
+        while True:
+            self._after_commit = []
+            try:
+                connection = self._open()
+                # In pipeline mode BEGIN travels with the first statement.
+                with connection.pipeline(), connection.transaction():
+                    result = work()
+                following = self._after_commit
+            except (errors.DeadlockDetected, errors.SerializationFailure):
+                continue
+            except psycopg.OperationalError as error:
+                raise self._lost(error) from None
+            finally:
+                self._after_commit = None
+            for step in following:
+                step()
+            return result
+
+    def put_work(self, kind: WorkKind, identifier: str, graph_exec_id: str) -> None:
+        """See ExecutionDataClient. Never blocks."""
+        self._when_committed(lambda: self._queue.put(kind, identifier, graph_exec_id))
+
+    def take_work(self, timeout_seconds: float) -> Work | None:
+        """See ExecutionDataClient."""
+        return self._queue.take(timeout_seconds)
+
+    def end_work(self, work: Work, graph_exec_id: str) -> None:
+        """See ExecutionDataClient."""
+        self._when_committed(lambda: self._queue.end(work, graph_exec_id))
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        """See ExecutionDataClient. Everything is committed already."""
+
+    def close(self) -> None:
+        """See ExecutionDataClient."""
+        if self._connection is not None and self._owner_pid == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+    # The connection
+
+    def _when_committed(self, step: Callable[[], None]) -> None:
+        if self._after_commit is None:
+            step()
+        else:
+            self._after_commit.append(step)
+
+    def _run(self, *steps: Step) -> list[Row]:
+        """Run statements in one round trip, as one transaction; return the rows of the last."""
+        connection = self._open()
+        try:
+            if self._after_commit is not None:
+                return [connection.execute(statement(name), given, prepare=True) for name, given in steps][-1].fetchall()
+            if len(steps) == 1:
+                return connection.execute(statement(steps[0][0]), steps[0][1], prepare=True).fetchall()
+            with connection.pipeline():
+                cursors = [connection.execute(statement(name), given, prepare=True) for name, given in steps]
+            return cursors[-1].fetchall()
+        except (errors.DeadlockDetected, errors.SerializationFailure):
+            raise
+        except psycopg.OperationalError as error:
+            raise self._lost(error) from None
+        except psycopg.DataError as error:
+            raise InvalidValue(f"the database refuses a value: {' '.join(str(error).split())}") from None
+
+    def _load(self, query: Callable[..., T], identifier: str, *arguments: Any) -> T:
+        id_bytes(identifier)
+        connection = self._open()
+        try:
+            return query(connection, identifier, *arguments)
+        except psycopg.OperationalError as error:
+            raise self._lost(error) from None
+
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed or self._owner_pid != os.getpid():
+            self._connection = connect(self._database_url, application_name="shmcache direct", on_wait=self._on_wait)
+            self._owner_pid = os.getpid()
+        return self._connection
+
+    def _lost(self, error: psycopg.Error) -> DatabaseUnavailable:
+        """Give up a connection that failed; the next call opens another. Return what to raise."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        return DatabaseUnavailable(address(self._database_url), " ".join(str(error).split()))
+
+    @staticmethod
+    def _node_execution(rows: list[Row], identifier: str) -> NodeExecution:
+        if not rows:
+            raise NotFound("node execution", identifier)
+        return queries.node_execution(rows[0])
+
+    def _now(self) -> float:
+        """Return the time, later than any this client gave before, so that sorting by time keeps the order."""
+        self._last_time = now = max(time.time(), self._last_time + 1e-6)
+        return now
