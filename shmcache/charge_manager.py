@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from shmcache.blocks import charge_for, get_block
 from shmcache.config import Settings
@@ -54,9 +55,12 @@ class ChargeManager:
 
     def charges_for(self, node_exec: NodeExecution, execution_count: int) -> list[Charge]:
         """Return the charges for an execution: the block's price, which may be 0, and the fee where it is due."""
-        node = self._get_node(node_exec.node_id)
-        inputs = {**node.input_default, **node_exec.inputs, **node.constants}
-        charges = [self._charge(node_exec, BLOCK, charge_for(get_block(node.block_id), inputs), execution_count)]
+        block = get_block(node_exec.block_id)
+        inputs: Mapping[str, Any] = {}
+        if block.cost.per != "run":
+            node = self._get_node(node_exec.node_id)
+            inputs = {**node.input_default, **node_exec.inputs, **node.constants}
+        charges = [self._charge(node_exec, BLOCK, charge_for(block, inputs), execution_count)]
         if self._settings.execution_fee and execution_count % self._settings.execution_fee_every == 0:
             charges.append(self._charge(node_exec, FEE, self._settings.execution_fee, execution_count))
         return charges

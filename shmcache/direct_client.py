@@ -283,17 +283,23 @@ class DirectClient(ExecutionDataClient):
         if self._after_commit is not None:
             return work()
         while True:
-            self._after_commit = []
+            self._after_commit = following = []
+            connection = self._open()
             try:
-                connection = self._open()
-                # In pipeline mode BEGIN travels with the first statement.
-                with connection.pipeline(), connection.transaction():
+                # In pipeline mode BEGIN travels with the first statement and waits for no answer of its own.
+                with connection.pipeline():
+                    connection.execute("BEGIN")
                     result = work()
-                following = self._after_commit
+                    connection.execute("COMMIT")
             except (errors.DeadlockDetected, errors.SerializationFailure):
+                connection.execute("ROLLBACK")
                 continue
             except psycopg.OperationalError as error:
                 raise self._lost(error) from None
+            except BaseException:
+                if not connection.closed:
+                    connection.execute("ROLLBACK")
+                raise
             finally:
                 self._after_commit = None
             for step in following:
@@ -334,7 +340,9 @@ class DirectClient(ExecutionDataClient):
         connection = self._open()
         try:
             if self._after_commit is not None:
-                return [connection.execute(statement(name), given, prepare=True) for name, given in steps][-1].fetchall()
+                return [connection.execute(statement(name), given, prepare=True) for name, given in steps][
+                    -1
+                ].fetchall()
             if len(steps) == 1:
                 return connection.execute(statement(steps[0][0]), steps[0][1], prepare=True).fetchall()
             with connection.pipeline():

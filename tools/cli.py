@@ -26,8 +26,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _common(command: F) -> F:
     for option in (
         click.option("--workers", type=click.IntRange(1, 64), help="Executor processes (SHMCACHE_WORKERS)."),
-        click.option("--arena-size", metavar="SIZE", help='Size of the arena, such as "256 MiB" (SHMCACHE_ARENA_SIZE).'),
-        click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="Least level logged."),
+        click.option(
+            "--arena-size", metavar="SIZE", help='Size of the arena, such as "256 MiB" (SHMCACHE_ARENA_SIZE).'
+        ),
+        click.option(
+            "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="Least level logged."
+        ),
     ):
         command = option(command)
     return command
@@ -135,7 +139,9 @@ def _callable(target: str) -> Callable[[], Any]:
 def _settings(**given: Any) -> Settings:
     settings = load_settings(**given)
     logging.basicConfig(
-        stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+        stream=sys.stderr,
+        level=settings.log_level,
+        format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s",
     )
     return settings
 

@@ -32,7 +32,9 @@ def drain_leftovers(database_url: str, identity: bytes, settings: Settings) -> i
             if any(process.alive for process in arena.processes()):
                 continue
             if arena.identity != identity:
-                logger.warning("arena %s was left over by a run on another database: start a run there to drain it", name)
+                logger.warning(
+                    "arena %s was left over by a run on another database: start a run there to drain it", name
+                )
                 continue
             if drain(arena, database_url, settings):
                 arena.unlink()

@@ -99,7 +99,9 @@ class Processes:
             quick = code > 0 and time.monotonic() - child.started < _QUICK_SECONDS
             self._quick_failures[name] = self._quick_failures.get(name, 0) + 1 if quick else 0
             if self._quick_failures[name] >= _MOST_QUICK_FAILURES:
-                raise CannotStart(f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log")
+                raise CannotStart(
+                    f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log"
+                )
             self.restarts[name] = self.restarts.get(name, 0) + 1
             self.start(child.role)
 
@@ -133,8 +135,9 @@ def _live(role: Role, arena: Arena, parent: int) -> None:
         status = 0
     except ShmcacheError as error:
         logger.error("%s", error)  # noqa: TRY400 - the text says it all
-    except BaseException:
-        logger.exception("%s failed", role.name)
+    except BaseException as error:
+        logger.error("%s failed: %s: %s", role.name, type(error).__name__, error)  # noqa: TRY400
+        logger.debug("where it failed", exc_info=True)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -87,7 +87,9 @@ class GraphRuns:
             self._bar.refresh()
 
 
-def run_graphs(graphs: Sequence[LoadedGraph], repeat: int, user_id: str | None, settings: Settings) -> tuple[Summary, bool]:
+def run_graphs(
+    graphs: Sequence[LoadedGraph], repeat: int, user_id: str | None, settings: Settings
+) -> tuple[Summary, bool]:
     """Run graphs to their end; return the summary, and whether every graph execution is COMPLETED.
 
     Raises ShmcacheError where it cannot start."""

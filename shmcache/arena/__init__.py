@@ -1,8 +1,8 @@
 """The arena: bytes in shared memory. It knows no record, no SQL and no credit.
 
-    Arena.create(name, size_bytes)   make a segment            arena.read(key)        a record, without a lock
-    Arena.attach(name)               attach to one             arena.commit(changes)  all of a transaction or nothing
-    list_arenas()                    this user's segments      arena.write_ring       what is to become durable
+Arena.create(name, size_bytes)   make a segment            arena.read(key)        a record, without a lock
+Arena.attach(name)               attach to one             arena.commit(changes)  all of a transaction or nothing
+list_arenas()                    this user's segments      arena.write_ring       what is to become durable
 """
 
 from shmcache.arena.arena import Arena, Found, Ring

@@ -141,7 +141,11 @@ class Slabs:
         """Put slabs without live bytes on the free list: the last thing staged in a commit."""
         for slab in freed:
             word = self._table + slab * SLAB_WORDS
-            if slab + 1 != stage[CURRENT_SLAB] and not stage[word + SLAB_LIVE] and stage[word + SLAB_NEXT] == SLAB_IN_USE:
+            if (
+                slab + 1 != stage[CURRENT_SLAB]
+                and not stage[word + SLAB_LIVE]
+                and stage[word + SLAB_NEXT] == SLAB_IN_USE
+            ):
                 stage[word + SLAB_USED] = 0
                 stage[word + SLAB_NEXT] = stage[FREE_SLAB]
                 stage[FREE_SLAB] = slab + 1
@@ -184,7 +188,9 @@ class Slabs:
                 target = self._take(stage, room, 0)
                 self._buffer[target : target + room] = self._buffer[offset : offset + room]
                 link = (SLOT_BYTES - WORD) // WORD
-                self._words[target // WORD + link] = stage[offset // WORD + link]  # its follower may have moved just now
+                self._words[target // WORD + link] = stage[
+                    offset // WORD + link
+                ]  # its follower may have moved just now
                 stage[holder] = target
                 word = self._table + slab * SLAB_WORDS
                 live = stage[word + SLAB_LIVE] - room

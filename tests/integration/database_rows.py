@@ -17,7 +17,9 @@ _INPUTS = """
     LEFT JOIN node_executions e ON e.id = i.source_execution_id
     LEFT JOIN nodes n ON n.id = e.node_id
 """
-_OUTPUTS = "SELECT node_execution_id, ordinal, name, value FROM node_execution_outputs ORDER BY node_execution_id, ordinal"
+_OUTPUTS = (
+    "SELECT node_execution_id, ordinal, name, value FROM node_execution_outputs ORDER BY node_execution_id, ordinal"
+)
 _LEDGER = "SELECT amount, reason, node_execution_id FROM ledger"
 
 

@@ -107,7 +107,9 @@ def test_definitions_come_back_as_they_were_saved(client: ExecutionDataClient) -
 
 
 @pytest.mark.parametrize("call", ["get_node", "get_graph", "get_node_execution", "get_graph_execution", "get_credits"])
-def test_an_unknown_identifier_is_not_found_and_no_identifier_is_invalid(client: ExecutionDataClient, call: str) -> None:
+def test_an_unknown_identifier_is_not_found_and_no_identifier_is_invalid(
+    client: ExecutionDataClient, call: str
+) -> None:
     with pytest.raises(NotFound):
         getattr(client, call)(new_id())
     with pytest.raises(InvalidValue):

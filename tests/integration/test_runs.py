@@ -61,9 +61,7 @@ class Run:
 
 
 @pytest.fixture
-def start_run(
-    new_database_url: Callable[[], str], tmp_path: Path
-) -> Iterator[Callable[..., tuple[Run, str]]]:
+def start_run(new_database_url: Callable[[], str], tmp_path: Path) -> Iterator[Callable[..., tuple[Run, str]]]:
     runs: list[Run] = []
 
     def start(*arguments: str | Path) -> tuple[Run, str]:
