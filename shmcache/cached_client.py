@@ -563,7 +563,8 @@ class CachedClient(ExecutionDataClient):
         return cast("NodeGroup", group)
 
     def _index(self, graph_exec_id: str) -> None:
-        """Make sure that the arena has the complete family of a graph execution, loading it from the database if not."""
+        """Make sure that the arena has the complete family of a graph execution, loading it from the database if
+        not."""
         key = id_bytes(graph_exec_id)
         pending = self._pending()
         if self._arena.is_indexed(key) or (pending is not None and graph_exec_id in pending.graph_executions):

@@ -45,7 +45,8 @@ _RETRY_SECONDS = 0.5
 
 
 class Stopped(Exception):
-    """The worker was asked to stop while the database was away: the work goes back to the queue with the process's end."""
+    """The worker was asked to stop while the database was away: the work goes back to the queue with the process's
+    end."""
 
 
 def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:

@@ -1,15 +1,16 @@
 """ChargePool: carries the charge ring to the ledger, through a pool of processes.
 
     1  read      charges behind the checkpoint                                    death: nothing had happened
-    2  settle    the pool's processes, each for its part of the users (so that    death of one: the pool is replaced and the
+    2  settle    the pool's processes, each for its part of the users (so that    death of one: the pool is replaced
+    and the
                  one user's charges stay in order and nobody waits for a row),    batch tried again; charges that were
                  one transaction each                                             settled are known by their keys
     3  confirm   checkpoint and epoch, in the charger's own connection            death: as above
     4  advance   the ring's head moves                                            death: the next charger moves it
 
 Several processes commit, so rows and checkpoint are not one transaction here; the unique key of each charge makes the
-repetition harmless, and it is all that makes it so. The pool's processes are spawned, not forked: a child forked from the
-leader would inherit the descriptor that holds the lock file.
+repetition harmless, and it is all that makes it so. The pool's processes are spawned, not forked: a child forked from
+the leader would inherit the descriptor that holds the lock file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -97,7 +98,7 @@ class ChargePool:
         while True:
             stopping = should_stop()
             while entries := self._ring.read(sequence, _BATCH_ENTRIES, _BATCH_BYTES):
-                done = self._patiently(lambda: self._settle(entries, begun.epoch), should_stop)  # noqa: B023
+                done = self._patiently(lambda: self._settle(entries, begun.epoch), should_stop)
                 if done is None:
                     return
                 sequence = entries[-1].sequence
@@ -136,10 +137,10 @@ class ChargePool:
         with connect(self._database_url, application_name="shmcache charger") as connection, connection.transaction():
             last = entries[-1].sequence
             if move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last):
-                for entry, error in broken:
+                for entry, reason in broken:
                     add_dead_letter(
                         connection, self._arena.arena_id, self._ring.name,
-                        entry.sequence, entry.kind, entry.payload, error,
+                        entry.sequence, entry.kind, entry.payload, reason,
                     )  # fmt: skip
         self._arena.count(Counter.CHARGES_SETTLED, len(entries) - refused - len(broken))
         self._arena.count(Counter.DEAD_LETTERS, refused + len(broken))

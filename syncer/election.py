@@ -5,8 +5,8 @@
     3  it leads: each transaction of its checks that the epoch is still its own
     4  it leaves or dies: the lock is free
 
-The lock decides quickly and alone is not enough: a leader that was stopped for a minute does not know that it lost it, and a
-lock file that somebody deletes is no lock at all. The epoch is what keeps such a leader from writing.
+The lock decides quickly and alone is not enough: a leader that was stopped for a minute does not know that it lost
+it, and a lock file that somebody deletes is no lock at all. The epoch is what keeps such a leader from writing.
 The lock object is made in the process that uses it, after the fork; a leader forks nothing (see `charge_pool`).
 """
 

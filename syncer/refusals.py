@@ -1,4 +1,5 @@
-"""Which errors of the database pass, and which rows it will never take; and how the bad rows are found among good ones."""
+"""Which errors of the database pass, and which rows it will never take; and how the bad rows are found among good
+ones."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ def write_around_refusals(
 ) -> None:
     """Write all items but those that the database refuses; those go to `refuse`, one by one, with their error.
 
-    `write` is called with ever smaller runs of the items, in order, each in a savepoint of its own: one bad item among n
-    costs about 2 log2(n) calls. Errors that are no refusals are raised."""
+    `write` is called with ever smaller runs of the items, in order, each in a savepoint of its own: one bad item
+    among n costs about 2 log2(n) calls. Errors that are no refusals are raised."""
     try:
         write(items)
     except psycopg.Error as error:

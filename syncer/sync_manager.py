@@ -5,9 +5,9 @@
     3  commit                                                               death: the next leader starts behind it
     4  advance the ring's head moves                                        death: the next leader moves it
 
-A transient error (connection, deadlock, shutdown, full disk) repeats from 1 with growing waits, for ever. What the database
-refuses is cut out by bisection and kept in `dead_letters`, in the same transaction. A leader whose epoch is over writes
-nothing, and stands for election again.
+A transient error (connection, deadlock, shutdown, full disk) repeats from 1 with growing waits, for ever. What the
+database refuses is cut out by bisection and kept in `dead_letters`, in the same transaction. A leader whose epoch is
+over writes nothing, and stands for election again.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def main() -> None:
     except ShmcacheError as error:
         sys.stderr.write(f"shmcache: {error}\n")
         sys.exit(2)
-    except Exception as error:  # noqa: BLE001 - a user gets no traceback; whoever mends it finds it in the file
+    except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="shmcache-", suffix=".log", delete=False) as log:
             log.write(traceback.format_exc())
         sys.stderr.write(f"shmcache: unexpected {type(error).__name__}: {error} (details in {log.name})\n")

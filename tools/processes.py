@@ -1,7 +1,7 @@
 """Forked processes, kept alive: started by role, reaped, started again when they die.
 
-Children are forked while this process has no threads and no open connection. They end with os._exit, so that nothing of the
-parent's is torn down in them, and get SIGTERM from the kernel when the parent dies."""
+Children are forked while this process has no threads and no open connection. They end with os._exit, so that nothing
+of the parent's is torn down in them, and get SIGTERM from the kernel when the parent dies."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ def _live(role: Role, arena: Arena, parent: int) -> None:
         role.body(lambda: stop or os.getppid() != parent)
         status = 0
     except ShmcacheError as error:
-        logger.error("%s", error)  # noqa: TRY400 - the text says it all
+        logger.error("%s", error)
     except BaseException as error:
-        logger.error("%s failed: %s: %s", role.name, type(error).__name__, error)  # noqa: TRY400
+        logger.error("%s failed: %s: %s", role.name, type(error).__name__, error)
         logger.debug("where it failed", exc_info=True)
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,5 @@
-"""The supervisor: one process that makes the arena, forks workers, syncers and charger, keeps them alive, and ends in order.
+"""The supervisor: one process that makes the arena, forks workers, syncers and charger, keeps them alive, and ends in
+order.
 
     start    database, migrations, left-over arenas drained, arena, children
     loop     signals only queue; the loop acts: reap and restart, end when the job is done or a signal asks for it
@@ -133,7 +134,7 @@ class Supervisor:
             self.counters = arena.counter_totals()
             self.unsynced = unsynced(arena)
             session.forget()
-            if drained or not self.unsynced and not arena.outstanding():
+            if drained or (not self.unsynced and not arena.outstanding()):
                 arena.unlink()
             arena.close()
 

@@ -1,4 +1,5 @@
-"""Carries what is on an arena's rings to the database, in the test's own process: what the syncer does, without waiting."""
+"""Carries what is on an arena's rings to the database, in the test's own process: what the syncer does, without
+waiting."""
 
 from __future__ import annotations
 

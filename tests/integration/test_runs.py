@@ -76,7 +76,7 @@ def start_run(new_database_url: Callable[[], str], tmp_path: Path) -> Iterator[C
                 child.kill()
             run.process.kill()
             run.process.wait()
-    assert [name for name in list_arenas() if name.startswith("run-")] == []
+        assert [name for name in list_arenas() if name.startswith(f"run-{run.process.pid}-")] == []
 
 
 def assert_sound(summary: dict[str, Any], url: str) -> None:
@@ -96,14 +96,15 @@ def assert_sound(summary: dict[str, Any], url: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem[:24])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_both_clients_leave_the_same_rows(start_run: Callable[..., tuple[Run, str]], path: Path, workers: int) -> None:
+    status = 1 if path.name == "one_fails.json" else 0
     cached, cached_url = start_run(path, "--workers", str(workers))
-    cached_summary = cached.summary()
+    cached_summary = cached.summary(status)
     direct, direct_url = start_run(path, "--workers", str(workers), "--direct")
-    direct_summary = direct.summary()
+    direct_summary = direct.summary(status)
     assert_sound(cached_summary, cached_url)
     assert_sound(direct_summary, direct_url)
     assert rows_left_behind(cached_url) == rows_left_behind(direct_url)
-    assert cached_summary["failed"] == 0
+    assert cached_summary["failed"] == direct_summary["failed"] == status
     assert direct_summary["blocking_db_operations"] > cached_summary["blocking_db_operations"]
 
 
@@ -120,9 +121,10 @@ def test_a_cached_run_hardly_ever_waits_for_the_database(start_run: Callable[...
 def test_a_run_survives_kill_9_with_the_rows_of_an_undisturbed_one(
     start_run: Callable[..., tuple[Run, str]], victim: str
 ) -> None:
-    undisturbed, undisturbed_url = start_run(LARGE, "--workers", "4", "--repeat", "3")
+    arguments = (LARGE, "--workers", "4", "--repeat", "3", "--time-scale", "0.00005")
+    undisturbed, undisturbed_url = start_run(*arguments)
     assert_sound(undisturbed.summary(), undisturbed_url)
-    run, url = start_run(LARGE, "--workers", "4", "--repeat", "3", "--time-scale", "0.00005")
+    run, url = start_run(*arguments)
     killed = 0
     deadline = time.monotonic() + 120
     while run.process.poll() is None and killed < 3 and time.monotonic() < deadline:
