@@ -31,7 +31,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from shmcache.arena import futex, layout, memory, segment, slab, table, transaction, work
+from shmcache.arena import futex, layout, memory, segment, slab, transaction, work
 from shmcache.arena.counters import Counter, Lanes, Process
 from shmcache.arena.layout import (
     CHAIN,
@@ -67,7 +67,7 @@ from shmcache.arena.ring import Entry, NoRingRoom, RingRegion
 from shmcache.arena.slab import NoRoom, Slabs
 from shmcache.arena.table import Table
 from shmcache.arena.transaction import Conflict, CounterTooLow, Outcome, Transaction
-from shmcache.errors import ArenaError, ArenaFull, InvalidValue, LockTimeout, RingFull, TransactionTooLarge
+from shmcache.errors import ArenaError, ArenaFull, InvalidValue, RingFull, TransactionTooLarge
 
 _INTENT_COUNT = INTENT_OFFSET // WORD
 _INTENT = _INTENT_COUNT + 2

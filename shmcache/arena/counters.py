@@ -4,9 +4,9 @@
     word 8     pid, 0 for a lane that is free   9 role   10 start time   11 whether the life lock speaks for the process
     word 16-   counters
 
-Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is dead, for certain; pids are reused and mean
-different processes in different containers. A process that attaches from a thread other than its main one cannot leave the
-lock to that thread; its pid and start time speak for it.
+Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is dead, for certain; pids are reused and
+mean different processes in different containers. A process that attaches from a thread other than its main one cannot
+leave the lock to that thread; its pid and start time speak for it.
 
 Lane 0 belongs to nobody: the counters of lanes that are given back are added to it.
 """
@@ -127,7 +127,8 @@ class Lanes:
             self.lock(lane).release()
 
     def is_dead(self, lane: int) -> bool:
-        """Say whether a lane's process has died. If so and its life lock told it, that lock is ours now: `free_dead`."""
+        """Say whether a lane's process has died. If so and its life lock told it, that lock is ours now:
+        `free_dead`."""
         word = self._word(lane)
         if not self._words[word + LANE_PID]:
             return False

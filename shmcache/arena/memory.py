@@ -18,11 +18,13 @@ class Memory:
     __slots__ = ("address", "buffer", "layout", "segment", "words")
 
     def __init__(self, segment: shared_memory.SharedMemory, placed: Layout) -> None:
+        buffer = segment.buf
+        assert buffer is not None
         self.segment = segment
         self.layout = placed
-        self.buffer: memoryview = segment.buf
-        self.words: memoryview = segment.buf[: placed.end].cast("Q")
-        anchor = ctypes.c_char.from_buffer(segment.buf)
+        self.buffer: memoryview = buffer
+        self.words: memoryview = buffer[: placed.end].cast("Q")
+        anchor = ctypes.c_char.from_buffer(buffer)
         self.address = ctypes.addressof(anchor)
         del anchor
 
@@ -36,7 +38,8 @@ class Memory:
 class Stage(dict[int, int]):
     """Words that are about to change: reads fall through to the memory, writes wait here for the commit.
 
-    The order of the first write to each word is the order in which they are stored; the first one is the commit point."""
+    The order of the first write to each word is the order in which they are stored; the first one is the commit
+    point."""
 
     __slots__ = ("words",)
 

@@ -36,7 +36,8 @@ _ROBUST = 1
 _ERRORCHECK = 2
 _CLOCK_MONOTONIC = 1
 
-# PyDLL keeps the interpreter's lock during the call (for calls that never wait); CDLL gives it up (for the one that does).
+# PyDLL keeps the interpreter's lock during the call (for calls that never wait); CDLL gives it up (for the one that
+# does).
 _quick = ctypes.PyDLL(None, use_errno=False)
 _waiting = ctypes.CDLL(None, use_errno=False)
 
@@ -121,7 +122,8 @@ class RobustMutex:
         return thread
 
     def looks_abandoned(self) -> bool:
-        """Say whether nobody alive holds the lock, without taking it (glibc: __lock is 0, or has the owner-died bit)."""
+        """Say whether nobody alive holds the lock, without taking it (glibc: __lock is 0, or has the owner-died
+        bit)."""
         word: int = ctypes.c_uint32.from_address(self.address).value
         return not word & _THREAD_MASK or bool(word & _OWNER_DIED)
 

@@ -4,16 +4,16 @@
      |  seq 41 | seq 42 | seq 43 ............ seq 97   |   free   ... and around
         sequence 8 | length 4 | CRC-32 4 | kind 4 | 4 unused | payload, padded to 8
 
-An entry never wraps: where the end of the ring is too near, a filler (sequence 0) covers the rest. Positions grow for ever; the
-place is position % size.
+An entry never wraps: where the end of the ring is too near, a filler (sequence 0) covers the rest. Positions grow for
+ever; the place is position % size.
 
     append    under the commit lock: 1 bytes behind TAIL   2 TAIL and LAST_SEQUENCE, staged; TAIL is the commit point
     read      the consumer, no lock: TAIL, then entries from HEAD on; their bytes cannot change before HEAD moves
     advance   the consumer, under the commit lock, after the entries are durable: HEAD and COMMITTED
 
-A producer that dies before TAIL is stored leaves bytes that nobody sees. A consumer that dies before `advance` leaves entries
-that its successor reads again and skips by the checkpoint. HEAD never moves back: a consumer that was stopped and
-superseded can only confirm what is durable anyway.
+A producer that dies before TAIL is stored leaves bytes that nobody sees. A consumer that dies before `advance` leaves
+entries that its successor reads again and skips by the checkpoint. HEAD never moves back: a consumer that was stopped
+and superseded can only confirm what is durable anyway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     intact: bool
 
 
-class NoRingRoom(Exception):  # noqa: N818 - internal: the commit starts again when the consumer has moved on
+class NoRingRoom(Exception):
     """The ring has no room for an entry now."""
 
     def __init__(self, region: RingRegion, head: int) -> None:

@@ -1,9 +1,10 @@
 """The SharedMemory segment of an arena: create, attach, check and unlink.
 
-A segment belongs to one user: it is made with mode 0600, and a segment of another owner, of another layout, truncated, or
-still being made is refused before it is mapped. `multiprocessing.shared_memory` unlinks a segment whose mapping fails,
-under everybody who uses it, so the file is looked at first and mapped only when it is whole. Before Python 3.13 it also
-registers each attachment with a resource tracker that unlinks the segment when the process ends: this is undone at once.
+A segment belongs to one user: it is made with mode 0600, and a segment of another owner, of another layout, truncated,
+or still being made is refused before it is mapped. `multiprocessing.shared_memory` unlinks a segment whose mapping
+fails, under everybody who uses it, so the file is looked at first and mapped only when it is whole. Before Python 3.13
+it also registers each attachment with a resource tracker that unlinks the segment when the process ends: this is
+undone at once.
 
     create    1 open with O_EXCL   2 reserve every page (posix_fallocate)   3 write header, locks   4 READY = 1
     attach    1 stat   2 read the header through a file descriptor   3 map

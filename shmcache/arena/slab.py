@@ -4,13 +4,13 @@ A record lies in one slot, or in a chain of slots when it is longer than a slab.
 
     version 8 | record's length 4 | CRC-32 4 | entry 4 | bytes here 4 | offset of the next slot 8 | bytes ...
 
-The CRC covers the version and the record's bytes (of the whole record; in the first slot). New slots are written behind the
-USED mark of the current slab, memory that nothing refers to; the mark moves in the commit. A record that is replaced
-leaves a hole, counted by LIVE. A slab without live bytes is free again, but only for the next commit: until this one is
-decided, the old bytes must stay. When free slabs run out, the fullest of holes is cleaned: each slot that its entry still
-refers to is copied and the entry's LOCATION is stored anew; the record's version stays, so that no reader notices.
-A death anywhere leaves only bytes behind the USED mark, which nobody counts. (The idea: log-structured memory, Rumble and
-others, FAST 2014.)
+The CRC covers the version and the record's bytes (of the whole record; in the first slot). New slots are written
+behind the USED mark of the current slab, memory that nothing refers to; the mark moves in the commit. A record that is
+replaced leaves a hole, counted by LIVE. A slab without live bytes is free again, but only for the next commit: until
+this one is decided, the old bytes must stay. When free slabs run out, the fullest of holes is cleaned: each slot that
+its entry still refers to is copied and the entry's LOCATION is stored anew; the record's version stays, so that no
+reader notices. A death anywhere leaves only bytes behind the USED mark, which nobody counts. (The idea: log-structured
+memory, Rumble and others, FAST 2014.)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MOVES = 64
 """Slots moved in one commit of cleaning: bounds how long the commit lock is held."""
 
 
-class NoRoom(Exception):  # noqa: N818 - internal: the commit starts again after making room
+class NoRoom(Exception):
     """There is no free slab for a slot."""
 
 
@@ -152,7 +152,8 @@ class Slabs:
                 stage[FREE_SLABS] = stage[FREE_SLABS] + 1
 
     def fullest_of_holes(self) -> int | None:
-        """Return the slab in use (not the current one) with the fewest live bytes, None if cleaning frees too little."""
+        """Return the slab in use (not the current one) with the fewest live bytes, None if cleaning frees too
+        little."""
         table = np.frombuffer(self._words, np.uint64, self._count * SLAB_WORDS, self._table * WORD)
         table = table.reshape(self._count, SLAB_WORDS)
         in_use = table[:, SLAB_NEXT] == SLAB_IN_USE
@@ -170,7 +171,8 @@ class Slabs:
         return int(table.reshape(self._count, SLAB_WORDS)[:, SLAB_LIVE].sum())
 
     def move(self, stage: Stage, slab: int, begin: int, freed: list[int]) -> int | None:
-        """Copy up to MOVES live slots of a slab away, from the place `begin` on; return where to go on, None at the end."""
+        """Copy up to MOVES live slots of a slab away, from the place `begin` on; return where to go on, None at the
+        end."""
         base = self._first + slab * self._size
         used = self._words[self._table + slab * SLAB_WORDS + SLAB_USED]
         place = begin

@@ -4,8 +4,8 @@
     parent.MEMBERS first -> sibling -> ... -> last     members, through the low half of FAMILY
 
 Changes are prepared on a Stage under the commit lock. Readers walk without a lock: an entry that carries the key is
-the right one if its version still stands after the record was copied; a walk that finds nothing proves nothing (an entry
-may have moved between chains under the reader) and is repeated under the lock.
+the right one if its version still stands after the record was copied; a walk that finds nothing proves nothing (an
+entry may have moved between chains under the reader) and is repeated under the lock.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Table:
         """Return the entry of a key, or 0. Without the commit lock, 0 proves nothing."""
         words = self._words
         high, low = _KEY.unpack(key)
-        entry = words[self._buckets + (low & self._mask)]
+        entry: int = words[self._buckets + (low & self._mask)]
         for _ in range(self._entry_count):
             if not entry:
                 return 0

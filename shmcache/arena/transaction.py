@@ -1,8 +1,8 @@
 """What is to change in the arena, all of it or nothing: gathered first, applied by `Arena.commit`.
 
 A transaction also says what it relied on: the versions of the keys it has read. If another process changed one of them
-meanwhile, the commit applies nothing and raises Conflict, and the caller starts again from reading (optimistic concurrency
-control, Kung and Robinson, 1981). So no lock is held while an executor thinks, and none can be left behind.
+meanwhile, the commit applies nothing and raises Conflict, and the caller starts again from reading (optimistic
+concurrency control, Kung and Robinson, 1981). So no lock is held while an executor thinks, and none can be left behind.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Conflict(Exception):  # noqa: N818 - control flow: the caller reads again and retries
+class Conflict(Exception):
     """A key that the transaction relied on was changed by another process: nothing was applied."""
 
 
-class CounterTooLow(Exception):  # noqa: N818 - control flow: the caller knows what the counter means
+class CounterTooLow(Exception):
     """A counter would have gone below its limit: nothing was applied. `value` is what it has."""
 
     def __init__(self, key: bytes, value: int) -> None:
@@ -41,7 +41,8 @@ class Touch(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """Forget a key that is no member, has no members, no counter, and is not on the work queue; else nothing happens."""
+    """Forget a key that is no member, has no members, no counter, and is not on the work queue; else nothing
+    happens."""
 
     key: bytes
 

@@ -6,8 +6,9 @@
                         ^                  |
                         +--- reclaim ------+   the claimant died: attempts stay counted
 
-Each entry on the queue belongs to a counter (of a graph execution's entry, say): enqueue adds one, release takes one away, and the
-release that brings it to 0 puts the counter's own entry on the queue, in the same commit. All on a Stage, under the commit lock.
+Each entry on the queue belongs to a counter (of a graph execution's entry, say): enqueue adds one, release takes one
+away, and the release that brings it to 0 puts the counter's own entry on the queue, in the same commit. All on a
+Stage, under the commit lock.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _MOST_ATTEMPTS = 255
 
 
 class Claim(NamedTuple):
-    """An entry of the work queue that this process has claimed: its kind, its key, and the how-manieth attempt it is."""
+    """An entry of the work queue that this process has claimed: its kind, its key, and the how-manieth attempt it
+    is."""
 
     kind: int
     key: bytes
@@ -80,7 +82,8 @@ def take(stage: Stage, lane: int) -> tuple[int, int, int] | None:
 
 
 def release(stage: Stage, entry: int, counter: int, follow_kind: int) -> None:
-    """End a claim. If it was its counter's last, the counter's entry follows with `follow_kind` (0: nothing follows)."""
+    """End a claim. If it was its counter's last, the counter's entry follows with `follow_kind` (0: nothing
+    follows)."""
     if state_of(stage[entry + QUEUE]) != QUEUE_CLAIMED:
         return
     stage[entry + QUEUE] = 0
