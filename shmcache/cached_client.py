@@ -79,6 +79,10 @@ class CachedClient(ExecutionDataClient):
 
     # Definitions
 
+    def save_graph(self, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:
+        """See ExecutionDataClient."""
+        self._store.load(queries.save_graph, graph, nodes)
+
     def get_graph(self, graph_id: str) -> Graph:
         """See ExecutionDataClient."""
         return self._definition(graph_id, Graph, queries.load_graph, "graph")

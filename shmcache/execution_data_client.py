@@ -62,6 +62,10 @@ class ExecutionDataClient(ABC):
     # Definitions
 
     @abstractmethod
+    def save_graph(self, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:
+        """Save a graph with its nodes. Blocks. One that is there already stays as it is: ids name contents."""
+
+    @abstractmethod
     def get_graph(self, graph_id: str) -> Graph:
         """Return a graph. Cached: blocks only on a miss. Raises NotFound."""
 

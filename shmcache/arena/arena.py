@@ -157,6 +157,9 @@ class Arena:
         arena._table.format()
         arena._slabs.format()
         words[COMMIT_SEQUENCE] = 1
+        # The maker is in its lane before anybody can look: an arena without a living process counts as left over.
+        with arena._locked():
+            arena._lane_now()
         words[layout.READY_WORD] = 1
         return arena
 
