@@ -105,7 +105,7 @@ class ChargePool:
                 self._ring.advance(sequence)
             if stopping:
                 return
-            self._ring.wait_for_drain(min(_INTERVAL_SECONDS, self._settings.sync_interval))
+            self._ring.wait_for_drain(min(_INTERVAL_SECONDS, self._settings.sync_interval), should_stop)
 
     def _begin(self) -> Checkpoint:
         with connect(self._database_url, application_name="shmcache charger") as connection:

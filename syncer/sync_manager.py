@@ -99,7 +99,7 @@ class SyncManager:
             sequence = self.drain(epoch, sequence, should_stop)
             if stopping:
                 break
-            self._ring.wait_for_drain(self._settings.sync_interval)
+            self._ring.wait_for_drain(self._settings.sync_interval, should_stop)
         logger.info("Sync manager stopped")
 
     def drain(self, epoch: int, sequence: int, should_stop: Callable[[], bool]) -> int:

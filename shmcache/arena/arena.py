@@ -824,8 +824,10 @@ class Ring:
             arena._words[state + layout.DRAIN_SIGNAL] += 1
         futex.wake(arena._memory.address + (state + layout.DRAIN_SIGNAL) * WORD)
 
-    def wait_for_drain(self, timeout_seconds: float) -> None:
-        """For the consumer: wait until asked to drain since the last call, or until the timeout."""
+    def wait_for_drain(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> None:
+        """For the consumer: wait until asked to drain since the last call, or until the timeout.
+
+        `give_up` is asked after each signal that the process gets, and ends the waiting too."""
         arena = self._arena
         signal = self._region.state + layout.DRAIN_SIGNAL
         seen = self._seen_signal
