@@ -832,7 +832,12 @@ class Ring:
         signal = self._region.state + layout.DRAIN_SIGNAL
         seen = self._seen_signal
         deadline = time.monotonic() + timeout_seconds
-        arena._wait(signal, self._region.state + layout.DRAIN_WAITERS, lambda: arena._words[signal] != seen, deadline)
+        arena._wait(
+            signal,
+            self._region.state + layout.DRAIN_WAITERS,
+            lambda: arena._words[signal] != seen or give_up(),
+            deadline,
+        )
         self._seen_signal = arena._words[signal]
 
     def wait_committed(self, sequence: int, timeout_seconds: float | None) -> bool:
