@@ -1,18 +1,25 @@
 """DirectClient: every operation on PostgreSQL before it returns. What shmcache is measured against.
 
-It is written as one would write it with care: one connection a process, prepared statements, one round trip an operation
-(several statements travel in one pipeline, which is also their transaction). It keeps nothing between calls.
+It is written as one would write it with care: one connection a process, prepared statements, one round trip an
+operation (several statements travel in one pipeline, which is also their transaction). It keeps nothing between calls.
+
+What is decided on rows that others may change is decided behind a lock, and the lock is a statement of its own: in
+PostgreSQL's READ COMMITTED a statement sees what was committed when it began, so one that waits for a lock and then
+reads would read what was there before it waited.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 
 from shmcache.charge_manager import ChargeManager
 from shmcache.codec import json_text
@@ -41,6 +48,22 @@ T = TypeVar("T")
 Row = Sequence[Any]
 Step = tuple[str, Mapping[str, Any]]
 
+_RERUN = (errors.DeadlockDetected, errors.SerializationFailure)
+_INVALID_CLASSES = ("22", "54")
+"""SQLSTATE classes of values that cannot be stored: data exceptions, limits (a name too long for its index)."""
+
+
+class _Transaction:
+    """What `atomically` has open: it begins with its first statement, so a step without any costs nothing."""
+
+    __slots__ = ("connection", "failure", "following", "scope")
+
+    def __init__(self) -> None:
+        self.scope = ExitStack()
+        self.connection: psycopg.Connection[Any] | None = None
+        self.failure: Exception | None = None
+        self.following: list[Callable[[], None]] = []
+
 
 class DirectClient(ExecutionDataClient):
     """The client without an arena for its data; only the work queue is the host's. One for each process and thread."""
@@ -53,13 +76,20 @@ class DirectClient(ExecutionDataClient):
         self._on_wait = on_wait
         self._connection: psycopg.Connection[Any] | None = None
         self._owner_pid = 0
-        self._after_commit: list[Callable[[], None]] | None = None
+        self._transaction: _Transaction | None = None
         self._last_time = 0.0
         self._charges = ChargeManager(
             spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, settings=settings
         )
 
     # Definitions
+
+    def save_graph(self, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:
+        """See ExecutionDataClient."""
+        try:
+            queries.save_graph(self._open(), graph, nodes)
+        except psycopg.OperationalError as error:
+            raise self._lost(error) from None
 
     def get_graph(self, graph_id: str) -> Graph:
         """See ExecutionDataClient. Blocks."""
@@ -141,20 +171,14 @@ class DirectClient(ExecutionDataClient):
         }
         if node_exec_id is not None:
             id_bytes(node_exec_id)
-            rows = self._run(("give_input_to", {**given, "id": node_exec_id}))
+            rows = self._run(("give_input_to", {**given, "id": node_exec_id}), ("load_inputs", {"id": node_exec_id}))
             if not rows:
                 raise NotFound("node execution", node_exec_id)
         else:
             id_bytes(node_id)
             id_bytes(graph_exec_id)
             place = {"node_id": node_id, "graph_exec_id": graph_exec_id}
-            # The lock is a statement of its own, so that the next one's snapshot is taken when the lock is had.
-            try:
-                rows = self._run(
-                    ("lock_node_executions", place), ("give_input", {**given, **place, "new_id": new_id()})
-                )
-            except errors.ForeignKeyViolation:
-                raise NotFound("node or graph execution", f"{node_id} or {graph_exec_id}") from None
+            rows = self._run(("lock_node_executions", place), ("give_input", {**given, **place, "new_id": new_id()}))
         return str(rows[0][0]), freeze(rows[0][1])
 
     def upsert_execution_output(
@@ -175,7 +199,8 @@ class DirectClient(ExecutionDataClient):
             "times": [self._now() for _ in values],
         }
         id_bytes(node_exec_id)
-        rows = self._run(("append_outputs", given), ("load_node_execution", {"id": node_exec_id}))
+        this = {"id": node_exec_id}
+        rows = self._run(("lock_node_execution", this), ("append_outputs", given), ("load_node_execution", this))
         return self._node_execution(rows, node_exec_id)
 
     def update_node_execution_status(
@@ -255,20 +280,18 @@ class DirectClient(ExecutionDataClient):
         id_bytes(user_id)
         if any(charge.amount < 0 or charge.amount >= 2**62 for charge in charges):
             raise InvalidValue("a charge cannot be negative, nor 2**62 or more")
-        rows = self._run((
-            "spend",
-            {
-                "user_id": user_id,
-                "keys": [charge.transaction_key for charge in charges],
-                "amounts": [charge.amount for charge in charges],
-                "reasons": [charge.reason for charge in charges],
-                "metadata": [charge.metadata_json for charge in charges],
-                "node_exec_id": node_exec and node_exec.id,
-                "graph_exec_id": node_exec and node_exec.graph_exec_id,
-                "cost": sum(charge.amount for charge in charges if charge.reason == "block"),
-                "time": charges[0].time,
-            },
-        ))  # fmt: skip
+        given = {
+            "user_id": user_id,
+            "keys": [charge.transaction_key for charge in charges],
+            "amounts": [charge.amount for charge in charges],
+            "reasons": [charge.reason for charge in charges],
+            "metadata": [charge.metadata_json for charge in charges],
+            "node_exec_id": node_exec and node_exec.id,
+            "graph_exec_id": node_exec and node_exec.graph_exec_id,
+            "cost": sum(charge.amount for charge in charges if charge.reason == "block"),
+            "time": charges[0].time,
+        }
+        rows = self._run(("lock_account", {"user_id": user_id}), ("spend", given))
         if not rows:
             raise NotFound("account", user_id)
         balance, amount, left = rows[0]
@@ -279,32 +302,42 @@ class DirectClient(ExecutionDataClient):
     # Several writes at once, work, durability
 
     def atomically(self, work: Callable[[], T]) -> T:
-        """See ExecutionDataClient. Blocks once more, for the commit."""
-        if self._after_commit is not None:
+        """See ExecutionDataClient. Blocks once more, for the commit, if there is anything to commit."""
+        if self._transaction is not None:
             return work()
         while True:
-            self._after_commit = following = []
-            connection = self._open()
+            transaction = self._transaction = _Transaction()
             try:
-                # In pipeline mode BEGIN travels with the first statement and waits for no answer of its own.
-                with connection.pipeline():
-                    connection.execute("BEGIN")
+                with transaction.scope:
                     result = work()
-                    connection.execute("COMMIT")
-            except (errors.DeadlockDetected, errors.SerializationFailure):
-                connection.execute("ROLLBACK")
+                    if transaction.failure is not None:
+                        # The server has undone it all: a step that passed over its error must not seem to succeed.
+                        raise transaction.failure
+                    if transaction.connection is not None:
+                        self._open().execute("COMMIT", prepare=False)
+            except _RERUN:
+                self._undo(transaction)
                 continue
-            except psycopg.OperationalError as error:
-                raise self._lost(error) from None
+            except psycopg.Error as error:
+                self._undo(transaction)
+                raise self._failure(error) from None
             except BaseException:
-                if not connection.closed:
-                    connection.execute("ROLLBACK")
+                self._undo(transaction)
                 raise
             finally:
-                self._after_commit = None
-            for step in following:
+                self._transaction = None
+            for step in transaction.following:
                 step()
             return result
+
+    def _undo(self, transaction: _Transaction) -> None:
+        """Roll back what is open. A connection that cannot even do that is given up, and the server rolls back."""
+        connection = transaction.connection
+        try:
+            if connection is not None and connection.info.transaction_status != TransactionStatus.IDLE:
+                connection.execute("ROLLBACK", prepare=False)
+        except psycopg.Error as error:
+            self._lost(error)
 
     def put_work(self, kind: WorkKind, identifier: str, graph_exec_id: str) -> None:
         """See ExecutionDataClient. Never blocks."""
@@ -330,51 +363,83 @@ class DirectClient(ExecutionDataClient):
     # The connection
 
     def _when_committed(self, step: Callable[[], None]) -> None:
-        if self._after_commit is None:
+        if self._transaction is None:
             step()
         else:
-            self._after_commit.append(step)
+            self._transaction.following.append(step)
 
     def _run(self, *steps: Step) -> list[Row]:
         """Run statements in one round trip, as one transaction; return the rows of the last."""
-        connection = self._open()
-        try:
-            if self._after_commit is not None:
-                return [connection.execute(statement(name), given, prepare=True) for name, given in steps][
-                    -1
-                ].fetchall()
-            if len(steps) == 1:
-                return connection.execute(statement(steps[0][0]), steps[0][1], prepare=True).fetchall()
-            with connection.pipeline():
-                cursors = [connection.execute(statement(name), given, prepare=True) for name, given in steps]
+
+        def ask(connection: psycopg.Connection[Any]) -> list[Row]:
+            if self._transaction is None and len(steps) > 1:
+                with connection.pipeline():
+                    cursors = [connection.execute(statement(name), given) for name, given in steps]
+            else:
+                cursors = [connection.execute(statement(name), given) for name, given in steps]
             return cursors[-1].fetchall()
-        except (errors.DeadlockDetected, errors.SerializationFailure):
-            raise
-        except psycopg.OperationalError as error:
-            raise self._lost(error) from None
-        except psycopg.DataError as error:
-            raise InvalidValue(f"the database refuses a value: {' '.join(str(error).split())}") from None
+
+        return self._answer(ask)
 
     def _load(self, query: Callable[..., T], identifier: str, *arguments: Any) -> T:
         id_bytes(identifier)
-        connection = self._open()
-        try:
-            return query(connection, identifier, *arguments)
-        except psycopg.OperationalError as error:
-            raise self._lost(error) from None
+        return self._answer(lambda connection: query(connection, identifier, *arguments))
+
+    def _answer(self, ask: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """Ask the database. Raises what the interface promises; a deadlock outside of a transaction is tried again."""
+        while True:
+            connection = self._open()
+            try:
+                return ask(connection)
+            except UnicodeEncodeError as error:
+                raise InvalidValue(f"a text cannot be stored: {error}") from None
+            except psycopg.Error as error:
+                if self._transaction is None and isinstance(error, _RERUN):
+                    continue
+                failure = self._failure(error)
+                if self._transaction is not None:
+                    self._transaction.failure = failure
+                raise failure from None
+
+    def _failure(self, error: psycopg.Error) -> Exception:
+        """Return what to raise for an error of the database."""
+        text = " ".join(str(error).split())
+        if isinstance(error, _RERUN):
+            return error
+        if isinstance(error, errors.ForeignKeyViolation):
+            missing = re.search(r'=\((.*)\) is not present in table "(\w+?)s?"', error.diag.message_detail or "")
+            if missing:
+                return NotFound(missing[2].replace("_", " "), missing[1])
+        if isinstance(error, psycopg.DataError) or (error.sqlstate or "").startswith(_INVALID_CLASSES):
+            return InvalidValue(f"the database refuses a value: {text}")
+        if isinstance(error, psycopg.OperationalError):
+            return self._lost(error)
+        return error
 
     def _open(self) -> psycopg.Connection[Any]:
+        """Return the connection, opened if need be; within `atomically` the first call begins the transaction."""
+        transaction = self._transaction
+        if transaction is not None and transaction.connection is not None:
+            if transaction.connection.closed:
+                raise self._lost("the connection was lost within a step of several writes: nothing of it was written")
+            return transaction.connection
         if self._connection is None or self._connection.closed or self._owner_pid != os.getpid():
             self._connection = connect(self._database_url, application_name="shmcache direct", on_wait=self._on_wait)
+            self._connection.prepare_threshold = 0
             self._owner_pid = os.getpid()
+        if transaction is not None:
+            transaction.connection = self._connection
+            # In pipeline mode BEGIN travels with the first statement, and each later one still has its answer at once.
+            transaction.scope.enter_context(self._connection.pipeline())
+            self._connection.execute("BEGIN", prepare=False)
         return self._connection
 
-    def _lost(self, error: psycopg.Error) -> DatabaseUnavailable:
+    def _lost(self, reason: psycopg.Error | str) -> DatabaseUnavailable:
         """Give up a connection that failed; the next call opens another. Return what to raise."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        return DatabaseUnavailable(address(self._database_url), " ".join(str(error).split()))
+        return DatabaseUnavailable(address(self._database_url), " ".join(str(reason).split()))
 
     @staticmethod
     def _node_execution(rows: list[Row], identifier: str) -> NodeExecution:
@@ -384,5 +449,6 @@ class DirectClient(ExecutionDataClient):
 
     def _now(self) -> float:
         """Return the time, later than any this client gave before, so that sorting by time keeps the order."""
-        self._last_time = now = max(time.time(), self._last_time + 1e-6)
+        # PostgreSQL keeps microseconds: two times that round to the same one would not sort.
+        self._last_time = now = round(max(time.time(), self._last_time + 1e-6), 6)
         return now

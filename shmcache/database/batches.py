@@ -1,8 +1,8 @@
 """A batch of rows from the write ring, written by one statement a kind.
 
-Parents go before children: graph executions, node executions, inputs, outputs. A key that stands twice in a batch is merged
-first, because one INSERT ... ON CONFLICT refuses to touch a row twice: of an execution the last row stands (each carries
-the whole row), with the earliest start. Writing a batch twice leaves the same rows."""
+Parents go before children: graph executions, node executions, inputs, outputs. A key that stands twice in a batch is
+merged first, because one INSERT ... ON CONFLICT refuses to touch a row twice: of an execution the last row stands
+(each carries the whole row), with the earliest start. Writing a batch twice leaves the same rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) ->
     ):
         if rows:
             # Sorted by key, so that two hosts' batches lock rows in one order.
-            columns = [list(column) for column in zip(*(rows[key] for key in sorted(rows)), strict=True)]  # type: ignore[index,type-var]
+            columns = [list(column) for column in zip(*(rows[key] for key in sorted(rows)), strict=True)]  # type: ignore[index]
             connection.execute(statement(name), columns, prepare=True)
 
 

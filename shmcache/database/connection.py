@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import Wait
 
 from shmcache.errors import DatabaseUnavailable
@@ -20,11 +20,22 @@ class CountingConnection(psycopg.Connection[Any]):
 
     on_wait: Callable[[], None] | None = None
 
-    def wait(self, gen: PQGen[T], interval: float = 0.1) -> T:
+    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
         """Wait for the server; every round trip of a synchronous connection passes here.
 
         Only waiting to read counts: in pipeline mode, statements are sent without waiting for an answer."""
-        return super().wait(gen if self.on_wait is None else _counted(gen, self.on_wait), interval)
+        return super().wait(gen if self.on_wait is None else _counted(gen, self.on_wait), *arguments, **options)
+
+
+class CountingCursor(psycopg.Cursor[Any]):
+    """A cursor that counts the preparing of a statement too: outside of a pipeline it is a round trip of its own,
+    within the same call of `wait`."""
+
+    def _send_prepare(self, name: bytes, query: Any) -> None:
+        connection = self.connection
+        if isinstance(connection, CountingConnection) and connection.on_wait and not connection._pipeline:
+            connection.on_wait()
+        super()._send_prepare(name, query)
 
 
 def _counted(steps: PQGen[T], on_wait: Callable[[], None]) -> PQGen[T]:
@@ -54,23 +65,38 @@ def address(url: str) -> str:
     return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
 
 
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+_OPTIONS = "-c search_path=shmcache -c TimeZone=UTC -c default_transaction_isolation=read\\ committed"
+
+
 def connect(
     url: str, *, application_name: str, on_wait: Callable[[], None] | None = None, autocommit: bool = True
 ) -> psycopg.Connection[Any]:
-    """Open a connection whose search path is shmcache's schema. Raises DatabaseUnavailable."""
+    """Open a connection whose search path is shmcache's schema. What the URL sets itself stands. Times in UTC.
+
+    `on_wait` is called for the connecting, and from then on each time the connection makes this process wait for the
+    server. Raises DatabaseUnavailable."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.Error:
+        # The error quotes the address, password and all.
+        raise DatabaseUnavailable(
+            address(url), "it must be like postgresql://user@host:5432/database: check SHMCACHE_DATABASE_URL"
+        ) from None
+    settings: dict[str, Any] = {**_DEFAULTS, **given, "options": f"{given.get('options') or ''} {_OPTIONS}".strip()}
     if on_wait is not None:
         on_wait()
     try:
         connection = CountingConnection.connect(
-            url,
+            make_conninfo(**settings, application_name=application_name),
             autocommit=autocommit,
-            application_name=application_name,
-            connect_timeout=10,
-            keepalives=1,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            options="-c search_path=shmcache -c TimeZone=UTC",
+            cursor_factory=CountingCursor,
         )
     except psycopg.Error as error:
         raise DatabaseUnavailable(address(url), " ".join(str(error).split())) from None

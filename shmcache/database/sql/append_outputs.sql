@@ -1,9 +1,9 @@
 INSERT INTO node_execution_outputs (node_execution_id, ordinal, name, value, time)
-SELECT e.id, coalesce(%(ordinal)s::int, e.recorded) + given.place::int - 1, given.name, given.value::jsonb,
+SELECT e.id, least(%(ordinal)s::int, e.recorded) + given.place::int - 1, given.name, given.value::jsonb,
     to_timestamp(given.time)
 FROM (
-    SELECT id, (SELECT count(*)::int FROM node_execution_outputs o WHERE o.node_execution_id = id) AS recorded
-    FROM node_executions WHERE id = %(id)s FOR UPDATE
+    SELECT n.id, (SELECT count(*)::int FROM node_execution_outputs o WHERE o.node_execution_id = n.id) AS recorded
+    FROM node_executions n WHERE n.id = %(id)s
 ) AS e
 CROSS JOIN unnest(%(names)s::text[], %(values)s::text[], %(times)s::float8[])
     WITH ORDINALITY AS given (name, value, time, place)

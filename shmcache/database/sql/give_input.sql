@@ -7,9 +7,14 @@ WITH oldest AS (
         )
     ORDER BY e.created_at, e.id
     LIMIT 1
+    FOR NO KEY UPDATE OF e
 ), made AS (
     INSERT INTO node_executions (id, graph_execution_id, node_id, status, created_at, stats)
-    SELECT %(new_id)s, %(graph_exec_id)s, %(node_id)s, 'INCOMPLETE', to_timestamp(%(time)s), '{}'
+    -- Who waited for the lock comes after who had it, whatever its own clock said before.
+    SELECT %(new_id)s, %(graph_exec_id)s, %(node_id)s, 'INCOMPLETE', greatest(to_timestamp(%(time)s), (
+        SELECT max(e.created_at) + interval '1 microsecond' FROM node_executions e
+        WHERE e.graph_execution_id = %(graph_exec_id)s AND e.node_id = %(node_id)s
+    )), '{}'
     WHERE NOT EXISTS (SELECT FROM oldest)
     RETURNING id
 ), chosen AS (

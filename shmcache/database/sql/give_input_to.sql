@@ -1,14 +1,4 @@
-WITH given AS (
-    INSERT INTO node_execution_inputs (node_execution_id, name, value, time, source_execution_id, source_ordinal)
-    SELECT id, %(name)s, %(value)s::jsonb, to_timestamp(%(time)s), %(source_id)s, %(source_ordinal)s
-    FROM node_executions WHERE id = %(id)s AND %(name)s::text IS NOT NULL
-    ON CONFLICT (node_execution_id, name) DO NOTHING
-    RETURNING name, value
-)
-SELECT
-    e.id,
-    (SELECT coalesce(jsonb_object_agg(i.name, i.value), '{}')
-        FROM node_execution_inputs i WHERE i.node_execution_id = e.id)
-        || (SELECT coalesce(jsonb_object_agg(given.name, given.value), '{}') FROM given)
-FROM node_executions e
-WHERE e.id = %(id)s
+INSERT INTO node_execution_inputs (node_execution_id, name, value, time, source_execution_id, source_ordinal)
+SELECT id, %(name)s, %(value)s::jsonb, to_timestamp(%(time)s), %(source_id)s, %(source_ordinal)s
+FROM node_executions WHERE id = %(id)s AND %(name)s::text IS NOT NULL
+ON CONFLICT (node_execution_id, name) DO NOTHING

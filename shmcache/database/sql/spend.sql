@@ -1,9 +1,10 @@
 WITH account AS (
-    SELECT balance FROM accounts WHERE user_id = %(user_id)s FOR UPDATE
+    SELECT balance FROM accounts WHERE user_id = %(user_id)s
 ), due AS (
     SELECT given.* FROM unnest(%(keys)s::text[], %(amounts)s::int8[], %(reasons)s::text[], %(metadata)s::text[])
         WITH ORDINALITY AS given (transaction_key, amount, reason, metadata, place)
     WHERE amount > 0 AND NOT EXISTS (SELECT FROM ledger l WHERE l.transaction_key = given.transaction_key)
+        AND NOT EXISTS (SELECT FROM node_executions e WHERE e.id = %(node_exec_id)s AND e.stats ? 'cost')
 ), total AS (
     SELECT coalesce(sum(amount), 0)::int8 AS amount FROM due
 ), paid AS (

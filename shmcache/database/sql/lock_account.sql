@@ -1,0 +1,1 @@
+SELECT user_id FROM accounts WHERE user_id = %(user_id)s FOR NO KEY UPDATE
