@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from typing import Any
 
 import psycopg
+
+from shmcache.database.statements import statement
 
 _LOCK = 0x73686D63  # "shmc": whoever migrates holds this advisory lock
 
@@ -32,8 +35,10 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
 
 
 def identity(connection: psycopg.Connection[Any]) -> bytes:
-    """Return the 16 random bytes that name this database, made by the first migration."""
-    row = connection.execute("SELECT identity FROM database_identity").fetchone()
+    """Return 16 bytes that name this database: what its first migration drew, its cluster and its number there.
+
+    A copy of a database, made from a template or a dump, is another database and has another identity; a replica that
+    takes over is the same one."""
+    row = connection.execute(statement("identity")).fetchone()
     assert row is not None
-    value: bytes = row[0].bytes
-    return value
+    return hashlib.blake2b(repr([str(part) for part in row]).encode(), digest_size=16).digest()

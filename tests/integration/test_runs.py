@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from shmcache.arena import list_arenas
+from shmcache.arena import Arena, list_arenas
 from shmcache.database.connection import connect
+from shmcache.errors import ArenaUnusable
 from shmcache.graphs import example_path
 from tests.integration.database_rows import rows_left_behind
 
@@ -136,3 +137,139 @@ def test_a_run_survives_kill_9_with_the_rows_of_an_undisturbed_one(
     assert killed == 3
     assert_sound(summary, url)
     assert rows_left_behind(url) == rows_left_behind(undisturbed_url)
+
+
+def test_a_killed_supervisor_is_followed_by_one_that_drains_what_it_left(
+    start_run: Callable[..., tuple[Run, str]], new_database_url: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_database_url()
+    first = Run(url, tmp_path, example_path(), "--repeat", "40")
+    deadline = time.monotonic() + 60
+    prefix = f"run-{first.process.pid}-"
+    while not (left := [name for name in list_arenas() if name.startswith(prefix)]) or not _works(left[0]):
+        assert time.monotonic() < deadline
+        assert first.process.poll() is None
+    children = [each for each in first.children("") if "resource_tracker" not in " ".join(each.cmdline())]
+    for process in [first.process, *children]:
+        process.kill()
+    first.process.communicate()
+    psutil.wait_procs(children, timeout=30)
+    written = _acknowledged(left[0])
+    assert written > 0
+    second = Run(url, tmp_path, example_path())
+    output, log = second.process.communicate(timeout=120)
+    assert json.loads(output)["completed"] == 70
+    assert left[0] not in list_arenas(), log
+    with connect(url, application_name="test") as connection:
+        statuses = dict(connection.execute("SELECT status, count(*) FROM graph_executions GROUP BY 1").fetchall())
+        open_rows = connection.execute(
+            "SELECT count(*) FROM node_executions WHERE status IN ('INCOMPLETE', 'QUEUED', 'RUNNING')"
+        ).fetchone()
+        sequence = connection.execute("SELECT max(sequence) FROM checkpoints WHERE ring = 'write'").fetchone()
+    assert sum(statuses.values()) == 41
+    assert set(statuses) <= {"COMPLETED", "TERMINATED"}
+    assert statuses["TERMINATED"] > 0
+    assert open_rows == (0,)
+    assert sequence is not None
+    assert sequence[0] >= written
+
+
+def _works(arena_name: str) -> bool:
+    """Say whether a run has got as far as running nodes."""
+    try:
+        arena = Arena.attach(arena_name)
+    except ArenaUnusable:
+        return False
+    try:
+        return arena.counter_totals()["node_runs"] > 50
+    finally:
+        arena.close()
+
+
+def _acknowledged(arena_name: str) -> int:
+    """Return the sequence of the last write that a dead run's arena took."""
+    arena = Arena.attach(arena_name)
+    try:
+        return arena.write_ring.last_sequence
+    finally:
+        arena.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"name": "x", "nodes": [', "graph.json"),
+        (b"\xff\xfe", "graph.json"),
+        (b'{"name": "x", "nodes": [{"id": "a", "block": "no.such.block"}]}', "no.such.block"),
+    ],
+)
+def test_a_broken_file_is_one_line_and_nothing_is_started(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "graph.json"
+    path.write_bytes(content)
+    run = Run("postgresql://127.0.0.1:1/nobody", tmp_path, path)
+    output, log = run.process.communicate(timeout=60)
+    assert (run.process.returncode, output) == (2, "")
+    assert len(log.splitlines()) == 1
+    assert said in log
+
+
+def test_a_database_that_cannot_be_reached_is_one_line_without_the_password(tmp_path: Path) -> None:
+    run = Run("postgresql://me:secret@127.0.0.1:1/nobody", tmp_path, example_path())
+    output, log = run.process.communicate(timeout=60)
+    assert (run.process.returncode, output) == (2, "")
+    assert len(log.splitlines()) == 1
+    assert "127.0.0.1:1/nobody" in log
+    assert "secret" not in log
+
+
+def test_without_money_a_graph_is_terminated_and_nothing_more_is_charged(
+    start_run: Callable[..., tuple[Run, str]],
+) -> None:
+    run, url = start_run(example_path(), "--credits", "10")
+    summary = run.summary(1)
+    assert_sound(summary, url)
+    assert summary["graph_executions_by_status"] == {"TERMINATED": 1}
+    assert summary["credits_charged"] <= 10
+    assert summary["failed"] >= 1
+
+
+def test_an_interrupted_run_drains_terminates_and_leaves_nothing(start_run: Callable[..., tuple[Run, str]]) -> None:
+    run, url = start_run(example_path(), "--repeat", "200")
+    deadline = time.monotonic() + 60
+    prefix = f"run-{run.process.pid}-"
+    while not (there := [name for name in list_arenas() if name.startswith(prefix)]) or not _works(there[0]):
+        assert time.monotonic() < deadline
+        assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    summary = run.summary(1)
+    assert_sound(summary, url)
+    assert summary["graph_executions"] == 200
+    assert set(summary["graph_executions_by_status"]) <= {"COMPLETED", "TERMINATED"}
+
+
+def test_a_second_signal_leaves_at_once_and_the_next_start_drains(
+    new_database_url: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_database_url()
+    first = Run(url, tmp_path, example_path(), "--repeat", "200")
+    deadline = time.monotonic() + 60
+    prefix = f"run-{first.process.pid}-"
+    while not (left := [name for name in list_arenas() if name.startswith(prefix)]) or not _works(left[0]):
+        assert time.monotonic() < deadline
+        assert first.process.poll() is None
+    syncers = first.children("syncer")
+    for syncer in syncers:
+        syncer.suspend()
+    first.process.send_signal(signal.SIGINT)
+    psutil.wait_procs(first.children("worker"), timeout=30)
+    first.process.send_signal(signal.SIGINT)
+    _, log = first.process.communicate(timeout=60)
+    assert first.process.returncode == 1, log
+    assert left[0] in list_arenas()
+    written = _acknowledged(left[0])
+    assert Run(url, tmp_path, example_path()).summary()["completed"] == 70
+    assert left[0] not in list_arenas()
+    with connect(url, application_name="test") as connection:
+        sequence = connection.execute("SELECT max(sequence) FROM checkpoints WHERE ring = 'write'").fetchone()
+    assert sequence is not None
+    assert sequence[0] >= written
