@@ -6,6 +6,7 @@ leave stops it.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -46,7 +47,15 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Leave the server; it stops if nobody else uses it. Nothing happens in a forked child."""
         if self._owner_pid == os.getpid():
+            self._forget_the_dead()
             self._server.cleanup()
+
+    def _forget_the_dead(self) -> None:
+        """Strike out users that were killed: they never leave, and the server would run on for them."""
+        users = self._server.global_process_id_list
+        with self._server._lock:
+            listed = json.loads(users.path.read_text() or "[]")
+            users.put([pid for pid in listed if Path(f"/proc/{pid}").exists()])
 
     def __enter__(self) -> Self:
         return self
