@@ -174,6 +174,8 @@ class ChargePool:
                 initializer=settlement_worker.start,
                 initargs=(self._database_url, os.getpid()),
             )
+            for _ in range(self._settings.charge_workers):
+                self._pool.submit(os.getpid)  # brings the processes up before the first charge waits for them
         return self._pool
 
     def _end_pool(self) -> None:

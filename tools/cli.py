@@ -8,17 +8,18 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from shmcache.config import Settings, load_settings
 from shmcache.errors import SettingsError, ShmcacheError
-from shmcache.graphs import example_path, load_graph_file
-from shmcache.identifiers import id_bytes
-from tools.processes import Processes, ShouldStop
+
+# The processes of the charge pool are spawned and import this module again, so commands import what they need
+# themselves.
+if TYPE_CHECKING:
+    from shmcache.config import Settings
+    from tools.processes import Processes, ShouldStop
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,7 +39,7 @@ def _common(command: F) -> F:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("shmcache"), prog_name="shmcache")
+@click.version_option(package_name="shmcache", prog_name="shmcache")
 def cli() -> None:
     """Take the database off the hot path of graph executors."""
 
@@ -68,6 +69,8 @@ def run(
     """Run graph files to their end; without one, the example that comes with shmcache.
 
     Exit status 0 if every graph completed, 1 if not, 2 if it could not begin."""
+    from shmcache.graphs import example_path, load_graph_file
+    from shmcache.identifiers import id_bytes
     from tools.run import print_summary, run_graphs
 
     settings = _settings(
@@ -137,6 +140,8 @@ def _callable(target: str) -> Callable[[], Any]:
 
 
 def _settings(**given: Any) -> Settings:
+    from shmcache.config import load_settings
+
     settings = load_settings(**given)
     logging.basicConfig(
         stream=sys.stderr,

@@ -121,12 +121,12 @@ class Supervisor:
             session.forget()  # its connection must not be open when a worker is forked anew
             session.prepare(arena, self.database_url, settings)
             self._loop(processes, lambda: self._interrupted or job.is_done(processes), job.show)
-            self._end_workers(processes, job)
             if self._interrupted:
+                self._end_workers(processes, job)
                 terminate_unfinished(arena, self.database_url, settings)
             drained = self._drain(arena, processes, job)
             self.finished_at = time.monotonic()
-            processes.stop("syncer", "charger")
+            processes.stop("worker", "syncer", "charger")
             self._loop(processes, lambda: self._ended(arena, processes), job.show)
         finally:
             processes.kill()

@@ -32,7 +32,7 @@ def hold(state_dir: Path) -> subprocess.Popen[str]:
         [sys.executable, "-c", _HOLD, str(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
-    assert holder.stdout.readline().startswith("postgresql://")
+    assert holder.stdout.readline().strip()
     return holder
 
 
