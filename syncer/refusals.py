@@ -1,5 +1,4 @@
-"""Which errors of the database pass, and which rows it will never take; and how the bad rows are found among good
-ones."""
+"""Which errors of the database pass, and which rows it will never take; how the bad rows are found among the good."""
 
 from __future__ import annotations
 
@@ -27,16 +26,31 @@ def write_around_refusals(
 ) -> None:
     """Write all items but those that the database refuses; those go to `refuse`, one by one, with their error.
 
-    `write` is called with ever smaller runs of the items, in order, each in a savepoint of its own: one bad item
-    among n costs about 2 log2(n) calls. Errors that are no refusals are raised."""
+    `write` is called with runs of the items, in order, and must leave nothing of a run that it raises for (a
+    savepoint). The first bad item is found by bisection, then all behind it is tried at once: one bad item among n
+    costs log2(n) + 3 calls. Errors that are no refusals are raised."""
+    start = 0
+    while start < len(items):
+        if _refused(items[start:], write) is None:
+            return
+        low, high = start, len(items)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _refused(items[low:middle], write) is None:
+                low = middle
+            else:
+                high = middle
+        error = _refused(items[low:high], write)
+        if error is not None:
+            refuse(items[low], error)
+        start = high
+
+
+def _refused(items: Sequence[T], write: Callable[[Sequence[T]], None]) -> psycopg.Error | None:
     try:
         write(items)
     except psycopg.Error as error:
         if not is_refusal(error):
             raise
-        if len(items) == 1:
-            refuse(items[0], error)
-            return
-        middle = len(items) // 2
-        write_around_refusals(items[:middle], write, refuse)
-        write_around_refusals(items[middle:], write, refuse)
+        return error
+    return None
