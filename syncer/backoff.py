@@ -21,9 +21,15 @@ class Backoff:
         """How many waits were asked for since the last success."""
         return self._tries
 
+    @property
+    def limit_seconds(self) -> float:
+        """The longest that the next wait can be."""
+        limit: float = min(self._most, self._first * 2.0 ** min(self._tries, 30))
+        return limit
+
     def next_seconds(self) -> float:
         """Return how long to wait now."""
-        limit = min(self._most, self._first * 2 ** min(self._tries, 30))
+        limit = self.limit_seconds
         self._tries += 1
         return random.uniform(0, limit)  # noqa: S311 - jitter, no secret
 

@@ -7,7 +7,10 @@
 
 The lock decides quickly and alone is not enough: a leader that was stopped for a minute does not know that it lost
 it, and a lock file that somebody deletes is no lock at all. The epoch is what keeps such a leader from writing.
+
 The lock object is made in the process that uses it, after the fork; a leader forks nothing (see `charge_pool`).
+filelock knows no waiting but looking again: a candidate opens and tries the file 20 times a second, 65 us each, so that
+a dead leader has a successor within 50 ms, for about a thousandth of a core.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _TURN_SECONDS = 0.05
+_PATIENCE_SECONDS = 3600.0
 
 
 class Candidate:
@@ -29,11 +33,19 @@ class Candidate:
         self.path = directory / f"{arena_name}.{role}.lock"
         self._lock = FileLock(self.path)
 
+    def try_now(self) -> bool:
+        """Take the lock if it is free; return whether this process holds it."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
     def wait(self, should_stop: Callable[[], bool]) -> bool:
         """Wait until this process holds the lock; return False if it was asked to stop before that."""
         while not should_stop():
             try:
-                self._lock.acquire(timeout=1.0, poll_interval=_TURN_SECONDS)
+                self._lock.acquire(timeout=_PATIENCE_SECONDS, poll_interval=_TURN_SECONDS, cancel_check=should_stop)
             except Timeout:
                 continue
             if not should_stop():

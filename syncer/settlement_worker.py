@@ -16,10 +16,14 @@ from setproctitle import setproctitle
 from shmcache.database.bookkeeping import add_dead_letter
 from shmcache.database.connection import connect
 from shmcache.database.settlement import settle
+from shmcache.errors import DatabaseUnavailable
 from shmcache.writes import Charge
 from syncer.refusals import write_around_refusals
 
 _PR_SET_PDEATHSIG = 1
+
+Item = tuple[int, int, bytes, Charge]
+"""An entry of the charge ring: its sequence, kind and payload, and the charge that it holds."""
 
 _connection: psycopg.Connection[Any] | None = None
 _database_url = ""
@@ -36,19 +40,23 @@ def start(database_url: str, charger_pid: int) -> None:
         os._exit(1)
 
 
-def settle_partition(arena_id: str, ring: str, entries: Sequence[tuple[int, int, bytes, Charge]]) -> int:
+def settle_partition(arena_id: str, ring: str, items: Sequence[Item]) -> int:
     """Settle some charges in one transaction; return how many became dead letters. Raises psycopg.Error."""
     global _connection  # noqa: PLW0603
     refused = 0
     if _connection is None or _connection.closed:
-        _connection = connect(_database_url, application_name="shmcache charge pool")
+        try:
+            _connection = connect(_database_url, application_name="shmcache charge pool")
+        except DatabaseUnavailable as error:
+            # An error with fields of its own does not survive the way to the charger.
+            raise psycopg.OperationalError(str(error)) from None
     connection = _connection
 
-    def write(items: Sequence[tuple[int, int, bytes, Charge]]) -> None:
+    def write(some: Sequence[Item]) -> None:
         with connection.transaction():
-            settle(connection, [charge for _, _, _, charge in items])
+            settle(connection, [charge for _, _, _, charge in some])
 
-    def refuse(item: tuple[int, int, bytes, Charge], error: psycopg.Error) -> None:
+    def refuse(item: Item, error: Exception) -> None:
         nonlocal refused
         refused += 1
         sequence, kind, payload, _ = item
@@ -56,9 +64,9 @@ def settle_partition(arena_id: str, ring: str, entries: Sequence[tuple[int, int,
 
     try:
         with connection.transaction():
-            write_around_refusals(entries, write, refuse)
-    except psycopg.Error:
+            write_around_refusals(items, write, refuse)
+    except psycopg.Error as error:
         connection.close()
         _connection = None
-        raise
+        raise psycopg.OperationalError(str(error)) from None
     return refused

@@ -1,0 +1,211 @@
+"""RingConsumer: how the leader over a ring works, whichever ring it is and wherever its entries go.
+
+    1  stand     wait for the lock file                                        see `election`
+    2  begin     raise the epoch, learn the checkpoint; move the head to it    (the last leader may have died before)
+    3  read      entries behind the checkpoint; nothing is held on the ring    death: nothing had happened
+    4  carry     entries and checkpoint into the database                      death: see the subclass
+    5  advance   the ring's head moves                                         death: the next leader does it in step 2
+    6  wait      until asked to drain, the ring is half full, or the interval is over; then 3 again
+
+What passes (a lost connection, a deadlock, a shutdown, a full disk) repeats from 3 for ever, with growing waits, and
+with a batch half as large, in case its size was the reason. Asked to stop, it drains what is on the ring and ends; if
+the database is away then, it tries for some seconds more and leaves the rest where the next leader finds it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from shmcache.arena import Arena, Counter, Entry, Ring
+from shmcache.config import Settings
+from shmcache.database.bookkeeping import Checkpoint, add_dead_letter, begin_epoch
+from shmcache.database.connection import connect
+from shmcache.errors import DatabaseUnavailable, Fenced
+from syncer.backoff import Backoff
+from syncer.election import Candidate
+
+logger = logging.getLogger(__name__)
+
+ShouldStop = Callable[[], bool]
+
+_TURN_SECONDS = 0.1
+_STOPPING_SECONDS = 10.0
+_OUTAGE_LOG_SECONDS = 60.0
+_IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
+"""A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one."""
+
+
+class RingConsumer(ABC):
+    """Drains one ring of an arena while it leads; waits for its turn while another one does."""
+
+    role: ClassVar[str]
+    passing: ClassVar[tuple[type[Exception], ...]] = (psycopg.Error, DatabaseUnavailable)
+    """Errors after which the same is tried again."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        ring: Ring,
+        database_url: str,
+        settings: Settings,
+        *,
+        interval_seconds: float,
+        batch_entries: int,
+        batch_bytes: int,
+    ) -> None:
+        self._arena = arena
+        self._ring = ring
+        self._database_url = database_url
+        self._settings = settings
+        self._interval_seconds = interval_seconds
+        self._most_entries = self._batch_entries = batch_entries
+        self._batch_bytes = batch_bytes
+        self._connection: psycopg.Connection[Any] | None = None
+        self._backoff = Backoff()
+        self._outage_logged_at = 0.0
+        self._give_up_at: float | None = None
+
+    def run(self, should_stop: ShouldStop) -> None:
+        """Stand for election, lead, drain at every interval or when asked to; on `should_stop` drain once more."""
+        candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
+        while candidate.wait(should_stop):
+            try:
+                self._lead(should_stop)
+                return
+            except Fenced as error:
+                logger.warning("%s", error)
+            finally:
+                self._let_go()
+                candidate.leave()
+
+    def run_once(self, should_stop: ShouldStop = lambda: False) -> None:
+        """Stand for election until `should_stop`, drain what is on the ring, leave. Raises Fenced.
+
+        Where the database stays away, the rest stays on the ring."""
+        candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
+        if candidate.wait(should_stop):
+            try:
+                self._lead(lambda: True)
+            finally:
+                self._let_go()
+                candidate.leave()
+
+    @abstractmethod
+    def _carry(self, entries: Sequence[Entry], epoch: int) -> None:
+        """Bring entries and the checkpoint behind them into the database. Raises Fenced, and what is `passing`."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Do what belongs to the beginning of a leadership."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Do what belongs to the end of a leadership that ended in order."""
+
+    def _let_go(self) -> None:
+        """Give up what a leader holds."""
+        self._disconnect()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        """Return the open connection of this process; make one if there is none. Raises DatabaseUnavailable."""
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(_guarded(self._database_url), application_name=f"shmcache {self.role}")
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _add_dead_letter(self, entry: Entry, error: Exception) -> None:
+        logger.error("dead letter: entry %d of the %s ring: %s", entry.sequence, self._ring.name, one_line(error))
+        add_dead_letter(
+            self._connected(), self._arena.arena_id, self._ring.name, entry.sequence, entry.kind, entry.payload, error
+        )
+
+    def _lead(self, should_stop: ShouldStop) -> None:
+        self._begin()
+        begun = self._begin_epoch(should_stop)
+        if begun is not None:
+            sequence = begun.sequence
+            self._ring.advance(sequence)
+            while True:
+                stopping = should_stop()
+                sequence = self._drain(sequence, begun.epoch, should_stop)
+                if stopping:
+                    break
+                self._ring.wait_for_drain(self._interval_seconds, should_stop)
+        self._end()
+
+    def _begin_epoch(self, should_stop: ShouldStop) -> Checkpoint | None:
+        while True:
+            try:
+                begun = begin_epoch(self._connected(), self._arena.arena_id, self._ring.name)
+            except self.passing as error:
+                if not self._wait_after(error, should_stop):
+                    return None
+            else:
+                self._succeeded()
+                return begun
+
+    def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
+        """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
+        while entries := self._ring.read(sequence, self._batch_entries, self._batch_bytes):
+            try:
+                self._carry(entries, epoch)
+            except self.passing as error:
+                self._batch_entries = max(1, len(entries) // 2)
+                if not self._wait_after(error, should_stop):
+                    return sequence
+            else:
+                self._succeeded()
+                self._batch_entries = min(self._most_entries, self._batch_entries * 2)
+                sequence = entries[-1].sequence
+                self._ring.advance(sequence)
+        return sequence
+
+    def _wait_after(self, error: Exception, should_stop: ShouldStop) -> bool:
+        """Wait until it is time to try again; return False if it is time to give up, being asked to stop."""
+        self._disconnect()
+        self._arena.count(Counter.RETRIES)
+        now = time.monotonic()
+        if not self._backoff.tries or now - self._outage_logged_at > _OUTAGE_LOG_SECONDS:
+            self._outage_logged_at = now
+            left = self._ring.last_sequence - self._ring.committed_sequence
+            logger.warning("%d entries of the %s ring wait, trying again: %s", left, self._ring.name, one_line(error))
+        until = now + self._backoff.next_seconds()
+        while True:
+            now = time.monotonic()
+            if should_stop():
+                self._give_up_at = self._give_up_at or now + _STOPPING_SECONDS
+                if now >= self._give_up_at:
+                    return False
+            if now >= until:
+                return True
+            time.sleep(min(until - now, _TURN_SECONDS))
+
+    def _succeeded(self) -> None:
+        if self._backoff.tries:
+            logger.info("the %s ring is drained again, after %d tries", self._ring.name, self._backoff.tries)
+            self._backoff.reset()
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _guarded(url: str) -> str:
+    """Return the address with a limit on how long a transaction may lie idle; what it sets itself stands."""
+    try:
+        options = conninfo_to_dict(url).get("options") or ""
+        return make_conninfo(url, options=f"{_IDLE_IN_TRANSACTION} {options}".strip())
+    except psycopg.Error:
+        return url  # `connect` says what is wrong with it
