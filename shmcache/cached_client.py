@@ -4,14 +4,12 @@ Every write is a small transaction on the arena (`Pending`, then `Arena.commit`)
 rows to the write ring, both or neither. What it read is checked in the commit; if another process was faster, it runs
 again. So no lock is held while anything is thought about, and a process that dies anywhere leaves nothing half done.
 
-A graph execution, the groups of its nodes' executions and the executions form a family in the arena (members of
-members), which is how all executions of a graph execution, or of one of its nodes, are found without a scan.
+`RecordStore` finds and shapes the records; the methods here say what each call of the interface does with them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -21,14 +19,15 @@ from shmcache.arena import FLAG_INDEXED, FLAG_PINNED, Arena, Conflict, Counter, 
 from shmcache.arena.transaction import Add, Enqueue, Number, Put, Release, SetCounter, Touch
 from shmcache.backing_store import BackingStore
 from shmcache.charge_manager import ChargeManager
-from shmcache.codec import NodeGroup, Record, encode, json_text
+from shmcache.codec import NodeGroup, PartialExecution, encode, json_text
 from shmcache.config import Settings
 from shmcache.database import queries
-from shmcache.errors import ArenaFull, FlushTimeout, InsufficientBalanceError, InvalidValue, NotFound
+from shmcache.errors import FlushTimeout, InsufficientBalanceError, InvalidValue, NotFound
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
-from shmcache.frozen import FrozenDict, freeze
+from shmcache.frozen import FrozenDict, FrozenList, freeze
 from shmcache.identifiers import derived_id, id_bytes, id_text, new_id
 from shmcache.pending import Pending
+from shmcache.record_store import EMPTY, RecordStore, group_id
 from shmcache.records import (
     FINAL_STATUSES,
     Account,
@@ -44,16 +43,6 @@ from shmcache.simple_cache import SimpleExecutorCache
 from shmcache.writes import Charge, InputWrite, OutputWrite, WriteKind
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Record)
-
-_EMPTY: Mapping[str, Any] = FrozenDict()
-_FILL_BATCH = 128
-_NO_GROUP = NodeGroup([], None)
-
-
-@lru_cache(maxsize=65_536)
-def _group_id(graph_exec_id: str, node_id: str) -> str:
-    return derived_id("node group", graph_exec_id, node_id)
 
 
 @lru_cache(maxsize=4096)
@@ -68,11 +57,11 @@ class CachedClient(ExecutionDataClient):
         self._arena = arena
         self._settings = settings
         self._cache = SimpleExecutorCache(arena, settings.decoded_records)
-        self._store = BackingStore(database_url, lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS))
+        self._backing = BackingStore(database_url, lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS))
+        self._records = RecordStore(arena, self._cache, self._backing)
         self._charges = ChargeManager(
             spend=self._spend, wait_settled=self._wait_settled, get_node=self.get_node, settings=settings
         )
-        self._local = threading.local()
         self._last_time = 0.0
         self._write_sequence = 0
         self._charge_sequence = 0
@@ -81,96 +70,31 @@ class CachedClient(ExecutionDataClient):
 
     def save_graph(self, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:
         """See ExecutionDataClient."""
-        self._store.load(queries.save_graph, graph, nodes)
+        self._backing.load(queries.save_graph, graph, nodes)
 
     def get_graph(self, graph_id: str) -> Graph:
         """See ExecutionDataClient."""
-        return self._definition(graph_id, Graph, queries.load_graph, "graph")
+        return self._records.definition(graph_id, Graph, queries.load_graph, "graph")
 
     def get_node(self, node_id: str) -> NodeDefinition:
         """See ExecutionDataClient."""
-        return self._definition(node_id, NodeDefinition, queries.load_graph_of_node, "node")
-
-    def _definition(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
-        hit = self._cache.get(identifier)
-        if hit is None:
-            loaded = self._store.load(query, identifier)
-            if loaded is None:
-                raise NotFound(name, identifier)
-            graph, nodes = loaded
-            definitions: list[Graph | NodeDefinition] = [graph, *nodes]
-            # Graphs are named by their content: what is loaded cannot be older than what is there.
-            for begin in range(0, len(definitions), _FILL_BATCH):
-                batch = Transaction()
-                batch.operations.extend(
-                    Put(id_bytes(each.id), encode(each)) for each in definitions[begin : begin + _FILL_BATCH]
-                )
-                try:
-                    self._arena.commit(batch)
-                except ArenaFull:
-                    break
-            found = next((each for each in definitions if each.id == identifier), None)
-            if not isinstance(found, kind):
-                raise NotFound(name, identifier)
-            return found
-        if not isinstance(hit[1], kind):
-            raise NotFound(name, identifier)
-        return hit[1]
+        return self._records.definition(node_id, NodeDefinition, queries.load_graph_of_node, "node")
 
     # Executions, read
 
     def get_graph_execution(self, graph_exec_id: str) -> GraphExecution:
         """See ExecutionDataClient."""
-        pending = self._pending()
+        pending = self._records.pending
         if pending is not None and graph_exec_id in pending.graph_executions:
             return pending.graph_executions[graph_exec_id]
-        return self._record(graph_exec_id, GraphExecution, queries.load_graph_execution, "graph execution")
+        found: GraphExecution = self._records.record(
+            graph_exec_id, GraphExecution, queries.load_graph_execution, "graph execution"
+        )
+        return found
 
     def get_node_execution(self, node_exec_id: str) -> NodeExecution:
         """See ExecutionDataClient."""
-        pending = self._pending()
-        if pending is not None and node_exec_id in pending.executions:
-            return pending.executions[node_exec_id][0]
-        if self._cache.get(node_exec_id) is None:
-            # An execution lives in the arena as a member of its family, so the family comes first.
-            loaded = self._store.load(queries.load_node_execution, node_exec_id)
-            if loaded is None:
-                raise NotFound("node execution", node_exec_id)
-            self._index(loaded.graph_exec_id)
-        return self._record(node_exec_id, NodeExecution, queries.load_node_execution, "node execution")
-
-    def _record(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
-        """Return a record from the arena, or from the database by way of the arena, and rely on its version."""
-        hit = self._cache.get(identifier)
-        while hit is None:
-            # The lease of the fill: it is dropped if the key was written, or anything was forgotten, since this look.
-            fill = Transaction()
-            fill.evictions = self._arena.evictions()
-            key = id_bytes(identifier)
-            fill.rely_on(key, self._arena.version(key))
-            if fill.expected[key]:
-                hit = self._cache.get(identifier)
-                continue
-            record = self._store.load(query, identifier)
-            if record is None:
-                raise NotFound(name, identifier)
-            fill.operations.append(Put(key, encode(record)))
-            try:
-                self._arena.commit(fill)
-                self._arena.count(Counter.FILLS)
-            except Conflict:
-                pass
-            except ArenaFull:
-                hit = (0, record)
-                break
-            hit = self._cache.get(identifier)
-        version, found = hit
-        if not isinstance(found, kind):
-            raise NotFound(name, identifier)
-        pending = self._pending()
-        if pending is not None:
-            pending.transaction.rely_on(id_bytes(identifier), version)
-        return found
+        return self._records.execution(node_exec_id)
 
     def get_node_executions(
         self,
@@ -181,20 +105,7 @@ class CachedClient(ExecutionDataClient):
         limit: int | None = None,
     ) -> list[NodeExecution]:
         """See ExecutionDataClient."""
-        self._index(graph_exec_id)
-        if node_id is not None:
-            groups = [_group_id(graph_exec_id, node_id)]
-            if self._pending() is not None:
-                self._group(graph_exec_id, node_id)  # so that an execution that another adds now is a conflict
-        else:
-            groups = [id_text(key) for key in self._arena.members(id_bytes(graph_exec_id)) or ()]
-        identifiers = {id_text(key): None for group in groups for key in self._arena.members(id_bytes(group)) or ()}
-        pending = self._pending()
-        if pending is not None:
-            for execution, _ in pending.executions.values():
-                if execution.graph_exec_id == graph_exec_id and node_id in (None, execution.node_id):
-                    identifiers[execution.id] = None
-        executions = [self.get_node_execution(identifier) for identifier in identifiers]
+        executions = [self._records.execution(each) for each in self._records.execution_ids(graph_exec_id, node_id)]
         executions.sort(key=lambda each: (each.created_at, each.id))
         return [
             each
@@ -204,7 +115,7 @@ class CachedClient(ExecutionDataClient):
 
     def get_latest_node_execution(self, node_id: str, graph_exec_id: str) -> NodeExecution | None:
         """See ExecutionDataClient."""
-        latest = self._group(graph_exec_id, node_id).latest
+        latest = self._records.group(graph_exec_id, node_id).latest
         return None if latest is None else self.get_node_execution(latest)
 
     # Executions, written
@@ -217,11 +128,11 @@ class CachedClient(ExecutionDataClient):
         id_bytes(user_id)
         starts = graph.starts if inputs is None else freeze(inputs)
         execution = GraphExecution(
-            new_id(), graph_id, user_id, ExecutionStatus.QUEUED, starts, self._now(), None, None, _EMPTY
+            new_id(), graph_id, user_id, ExecutionStatus.QUEUED, starts, self._now(), None, None, EMPTY
         )
 
         def create() -> GraphExecution:
-            pending = self._now_pending()
+            pending = self._records.writing()
             pending.put_graph_execution(execution)
             pending.others.insert(0, Touch(id_bytes(execution.id), FLAG_INDEXED))
             return execution
@@ -242,32 +153,34 @@ class CachedClient(ExecutionDataClient):
         text = json_text(value)
 
         def upsert() -> tuple[str, Mapping[str, Any]]:
+            records = self._records
             target = self._execution_for_input(node_id, graph_exec_id, input_name, node_exec_id)
-            if input_name is None or input_name in target.inputs:
-                return target.id, target.inputs
-            changed = target._replace(inputs=FrozenDict({**target.inputs, input_name: value}))
-            if source is not None:
-                changed = changed._replace(sources=FrozenDict({**target.sources, input_name: source}))
-            row = InputWrite(
-                target.id, input_name, text, self._now(), source and source.node_exec_id, source and source.ordinal
-            )
-            pending = self._now_pending()
-            pending.put_execution(changed, _group_id(graph_exec_id, node_id))
-            pending.rows.append((WriteKind.INPUT, row))
-            return changed.id, changed.inputs
+            if input_name is not None and not records.has_input(target, input_name):
+                execution = target.execution
+                changed = execution._replace(inputs=FrozenDict({**execution.inputs, input_name: value}))
+                if source is not None:
+                    changed = changed._replace(sources=FrozenDict({**execution.sources, input_name: source}))
+                target = target._replace(execution=changed)
+                row = InputWrite(
+                    changed.id, input_name, text, self._now(), source and source.node_exec_id, source and source.ordinal
+                )
+                records.put(target)
+                records.writing().rows.append((WriteKind.INPUT, row))
+            return target.execution.id, records.whole(target).inputs
 
         return self.atomically(upsert)
 
     def _execution_for_input(
         self, node_id: str, graph_exec_id: str, input_name: str | None, node_exec_id: str | None
-    ) -> NodeExecution:
+    ) -> PartialExecution:
+        records = self._records
         if node_exec_id is not None:
-            return self.get_node_execution(node_exec_id)
-        group = self._group(graph_exec_id, node_id)
+            return records.partial(node_exec_id)
+        group = records.group(graph_exec_id, node_id)
         if input_name is not None:
             for identifier in group.incomplete:
-                candidate = self.get_node_execution(identifier)
-                if input_name not in candidate.inputs:
+                candidate = records.partial(identifier)
+                if not records.has_input(candidate, input_name):
                     return candidate
         execution = NodeExecution(
             id=new_id(),
@@ -276,21 +189,21 @@ class CachedClient(ExecutionDataClient):
             block_id=self.get_node(node_id).block_id,
             user_id=self.get_graph_execution(graph_exec_id).user_id,
             status=ExecutionStatus.INCOMPLETE,
-            inputs=_EMPTY,
-            sources=cast("Mapping[str, InputSource]", _EMPTY),
-            outputs=_EMPTY,
+            inputs=EMPTY,
+            sources=cast("Mapping[str, InputSource]", EMPTY),
+            outputs=EMPTY,
             output_count=0,
             created_at=self._now(),
             queued_at=None,
             started_at=None,
             ended_at=None,
-            stats=_EMPTY,
+            stats=EMPTY,
         )
-        pending = self._now_pending()
-        group_id = _group_id(graph_exec_id, node_id)
-        pending.put_execution(execution, group_id)
-        pending.put_group(group_id, NodeGroup([*group.incomplete, execution.id], execution.id), graph_exec_id)
-        return execution
+        partial = PartialExecution(execution, 0)
+        records.put(partial)
+        grown = NodeGroup([*group.incomplete, execution.id], execution.id)
+        records.writing().put_group(group_id(graph_exec_id, node_id), grown, graph_exec_id)
+        return partial
 
     def upsert_execution_output(
         self,
@@ -306,20 +219,22 @@ class CachedClient(ExecutionDataClient):
         texts = [json_text(value) for _, value in values]
 
         def upsert() -> NodeExecution:
-            execution = self.get_node_execution(node_exec_id)
+            partial = self._records.partial(node_exec_id)
+            execution = partial.execution
             already = 0 if ordinal is None else max(0, execution.output_count - ordinal)
-            if already >= len(values):
-                return execution
-            outputs = dict(execution.outputs)
-            pending = self._now_pending()
-            count = execution.output_count
-            for (name, value), text in list(zip(values, texts, strict=True))[already:]:
-                outputs[name] = freeze([*outputs.get(name, ()), value])
-                pending.rows.append((WriteKind.OUTPUT, OutputWrite(node_exec_id, count, name, text, self._now())))
-                count += 1
-            changed = execution._replace(outputs=FrozenDict(outputs), output_count=count)
-            pending.put_execution(changed, _group_id(execution.graph_exec_id, execution.node_id))
-            return changed
+            if already < len(values):
+                outputs = dict(execution.outputs)
+                rows = self._records.writing().rows
+                count = execution.output_count
+                for (name, value), text in list(zip(values, texts, strict=True))[already:]:
+                    outputs[name] = FrozenList([*outputs.get(name, ()), value])
+                    rows.append((WriteKind.OUTPUT, OutputWrite(node_exec_id, count, name, text, self._now())))
+                    count += 1
+                partial = partial._replace(
+                    execution=execution._replace(outputs=FrozenDict(outputs), output_count=count)
+                )
+                self._records.put(partial)
+            return self._records.whole(partial)
 
         return self.atomically(upsert)
 
@@ -337,30 +252,31 @@ class CachedClient(ExecutionDataClient):
         json_text(merged)
 
         def update() -> NodeExecution:
-            execution = self.get_node_execution(node_exec_id)
+            records = self._records
+            partial = records.partial(node_exec_id)
+            execution = partial.execution
             if not may_move(execution.status, status):
-                return execution
-            pending = self._now_pending()
+                return records.whole(partial)
             now = self._now()
             changed = _moved(execution, status, now)
             if data:
+                inputs = records.whole(partial).inputs
                 changed = changed._replace(inputs=FrozenDict({**execution.inputs, **data}))
                 for name, text in texts.items():
-                    if name not in execution.inputs or execution.inputs[name] != data[name]:
-                        source = execution.sources.get(name)
-                        row = InputWrite(
-                            node_exec_id, name, text, now, source and source.node_exec_id, source and source.ordinal
-                        )
-                        pending.rows.append((WriteKind.INPUT, row))
+                    if name not in inputs or inputs[name] != data[name]:
+                        records.writing().rows.append((
+                            WriteKind.INPUT, InputWrite(node_exec_id, name, text, now, None, None)
+                        ))  # fmt: skip
             if merged:
                 changed = changed._replace(stats=FrozenDict({**execution.stats, **merged}))
-            group_id = _group_id(execution.graph_exec_id, execution.node_id)
-            pending.put_execution(changed, group_id)
+            partial = partial._replace(execution=changed)
+            records.put(partial)
             if execution.status is ExecutionStatus.INCOMPLETE:
-                group = self._group(execution.graph_exec_id, execution.node_id)
+                group = records.group(execution.graph_exec_id, execution.node_id)
                 left = [each for each in group.incomplete if each != node_exec_id]
-                pending.put_group(group_id, NodeGroup(left, group.latest), execution.graph_exec_id)
-            return changed
+                identifier = group_id(execution.graph_exec_id, execution.node_id)
+                records.writing().put_group(identifier, NodeGroup(left, group.latest), execution.graph_exec_id)
+            return records.whole(partial)
 
         return self.atomically(update)
 
@@ -380,7 +296,7 @@ class CachedClient(ExecutionDataClient):
                 changed = _moved(changed, status, self._now())
             if merged:
                 changed = changed._replace(stats=FrozenDict({**execution.stats, **merged}))
-            self._now_pending().put_graph_execution(changed)
+            self._records.writing().put_graph_execution(changed)
             return changed
 
         return self.atomically(update)
@@ -393,7 +309,7 @@ class CachedClient(ExecutionDataClient):
         available = self._arena.counter(id_bytes(user_id))
         if available is None:
             raise NotFound("account", user_id)
-        pending = self._pending()
+        pending = self._records.pending
         return available - (pending.charged.get(user_id, 0) if pending is not None else 0)
 
     def increment_execution_count(self, user_id: str, node_exec_id: str | None = None) -> int:
@@ -434,14 +350,15 @@ class CachedClient(ExecutionDataClient):
         self._account(user_id)
 
         def hold() -> int:
-            pending = self._now_pending()
+            pending = self._records.writing()
             if node_exec is not None:
-                execution = self.get_node_execution(node_exec.id)
+                partial = self._records.partial(node_exec.id)
+                execution = partial.execution
                 if "cost" in execution.stats:
                     return self.get_credits(user_id)
                 cost = sum(charge.amount for charge in charges if charge.reason == "block")
                 changed = execution._replace(stats=FrozenDict({**execution.stats, "cost": cost}))
-                pending.put_execution(changed, _group_id(execution.graph_exec_id, execution.node_id))
+                self._records.put(partial._replace(execution=changed))
             if total:
                 pending.others.append(Add(id_bytes(user_id), -total, 0))
                 pending.charged[user_id] = pending.charged.get(user_id, 0) + total
@@ -460,7 +377,7 @@ class CachedClient(ExecutionDataClient):
             fill = Transaction()
             fill.evictions = self._arena.evictions()
             fill.rely_on(key, self._arena.version(key))
-            account = self._store.load(queries.load_account, user_id)
+            account = self._backing.load(queries.load_account, user_id)
             if account is None:
                 raise NotFound("account", user_id)
             fill.operations += [
@@ -480,10 +397,10 @@ class CachedClient(ExecutionDataClient):
 
     def atomically(self, work: Callable[[], T]) -> T:
         """See ExecutionDataClient."""
-        if self._pending() is not None:
+        if self._records.pending is not None:
             return work()
         while True:
-            pending = self._local.pending = Pending()
+            pending = self._records.pending = Pending()
             try:
                 result = work()
                 if not pending.is_empty():
@@ -497,12 +414,12 @@ class CachedClient(ExecutionDataClient):
                 user_id = id_text(error.key)
                 raise InsufficientBalanceError(user_id, error.value, pending.charged.get(user_id, 0)) from None
             finally:
-                self._local.pending = None
+                self._records.pending = None
 
     def put_work(self, kind: WorkKind, identifier: str, graph_exec_id: str) -> None:
         """See ExecutionDataClient."""
         enqueue = Enqueue(id_bytes(identifier), kind, id_bytes(graph_exec_id))
-        self.atomically(lambda: self._now_pending().others.append(enqueue))
+        self.atomically(lambda: self._records.writing().others.append(enqueue))
 
     def take_work(self, timeout_seconds: float) -> Work | None:
         """See ExecutionDataClient."""
@@ -514,7 +431,7 @@ class CachedClient(ExecutionDataClient):
         follow = 0 if work.kind is WorkKind.FINISH else WorkKind.FINISH
         self._arena.count(Counter.NODE_RUNS, work.kind is WorkKind.RUN)
         release = Release(id_bytes(work.id), id_bytes(graph_exec_id), follow)
-        self.atomically(lambda: self._now_pending().others.append(release))
+        self.atomically(lambda: self._records.writing().others.append(release))
 
     def flush(self, timeout_seconds: float | None = None) -> None:
         """See ExecutionDataClient."""
@@ -537,88 +454,9 @@ class CachedClient(ExecutionDataClient):
 
     def close(self) -> None:
         """See ExecutionDataClient. The arena stays attached: it belongs to the process."""
-        self._store.close()
-
-    # Families
-
-    def _group(self, graph_exec_id: str, node_id: str) -> NodeGroup:
-        """Return what the arena knows of a node's executions in a graph execution, and rely on it."""
-        group_id = _group_id(graph_exec_id, node_id)
-        pending = self._pending()
-        if pending is not None and group_id in pending.groups:
-            return pending.groups[group_id]
-        hit = self._cache.get(group_id)
-        if hit is None:
-            self._index(graph_exec_id)
-            hit = self._cache.get(group_id)
-        if hit is not None and isinstance(hit[1], NodeGroup):
-            version, group = hit
-        else:
-            key = id_bytes(group_id)
-            version = self._arena.version(key)
-            members = [id_text(member) for member in self._arena.members(key) or ()]
-            executions = sorted(
-                (self.get_node_execution(each) for each in members), key=lambda each: (each.created_at, each.id)
-            )
-            waiting = [each.id for each in executions if each.status is ExecutionStatus.INCOMPLETE]
-            group = NodeGroup(waiting, executions[-1].id) if executions else _NO_GROUP
-        if pending is not None:
-            pending.transaction.rely_on(id_bytes(group_id), version)
-        return cast("NodeGroup", group)
-
-    def _index(self, graph_exec_id: str) -> None:
-        """Make sure that the arena has the complete family of a graph execution, loading it from the database if
-        not."""
-        key = id_bytes(graph_exec_id)
-        pending = self._pending()
-        if self._arena.is_indexed(key) or (pending is not None and graph_exec_id in pending.graph_executions):
-            return
-        # What was dropped from the arena is in the database once the ring has been drained.
-        ring = self._arena.write_ring
-        ring.request_drain()
-        ring.wait_committed(ring.last_sequence, None)
-        self._local.pending, outer = None, pending
-        try:
-            self._record(graph_exec_id, GraphExecution, queries.load_graph_execution, "graph execution")
-            executions = self._store.load(queries.load_node_executions, graph_exec_id)
-        finally:
-            self._local.pending = outer
-        groups: dict[str, list[NodeExecution]] = {}
-        for execution in executions:
-            groups.setdefault(execution.node_id, []).append(execution)
-        for node_id, members in groups.items():
-            group_key = id_bytes(_group_id(graph_exec_id, node_id))
-            waiting = [each.id for each in members if each.status is ExecutionStatus.INCOMPLETE]
-            self._fill_family(group_key, encode(NodeGroup(waiting, members[-1].id)), key)
-            for execution in members:
-                self._fill_family(id_bytes(execution.id), encode(execution), group_key)
-            self._touch(group_key)
-        self._touch(key)
-
-    def _fill_family(self, key: bytes, record: bytes, parent: bytes) -> None:
-        fill = Transaction()
-        fill.rely_on(key, 0)
-        fill.operations.append(Put(key, record, parent))
-        try:
-            self._arena.commit(fill)
-        except Conflict:
-            return  # it is there, and newer
-
-    def _touch(self, key: bytes) -> None:
-        indexed = Transaction()
-        indexed.operations.append(Touch(key, FLAG_INDEXED))
-        self._arena.commit(indexed)
+        self._backing.close()
 
     # Small things
-
-    def _pending(self) -> Pending | None:
-        return getattr(self._local, "pending", None)
-
-    def _now_pending(self) -> Pending:
-        pending = self._pending()
-        if pending is None:
-            raise AssertionError("a write outside of a transaction")
-        return pending
 
     def _now(self) -> float:
         """Return the time, later than any this process gave before, so that sorting by time keeps the order."""

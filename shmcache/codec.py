@@ -6,6 +6,7 @@ A record is the msgpack array of its fields behind a number that names its type.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -32,7 +33,27 @@ class NodeGroup(NamedTuple):
     latest: str | None
 
 
-Record = Graph | NodeDefinition | GraphExecution | NodeExecution | Account | NodeGroup
+class PartialExecution(NamedTuple):
+    """A node execution with many inputs or outputs, as the arena keeps it.
+
+    `execution` has those that came last, `parts` counts the ExecutionParts that have the earlier ones. So one more of
+    them does not copy all the others."""
+
+    execution: NodeExecution
+    parts: int
+
+
+class ExecutionPart(NamedTuple):
+    """Some inputs, with their sources, and outputs of a node execution; it never changes once it is written."""
+
+    inputs: Mapping[str, Any]
+    sources: Mapping[str, InputSource]
+    outputs: Mapping[str, Sequence[Any]]
+
+
+Record = (
+    Graph | NodeDefinition | GraphExecution | NodeExecution | Account | NodeGroup | PartialExecution | ExecutionPart
+)
 
 _NUMBERS: dict[type[Any], int] = {
     Graph: 1,
@@ -41,6 +62,8 @@ _NUMBERS: dict[type[Any], int] = {
     NodeExecution: 4,
     Account: 5,
     NodeGroup: 6,
+    PartialExecution: 7,
+    ExecutionPart: 8,
 }
 _STATUSES = {status.value: status for status in ExecutionStatus}
 
@@ -68,12 +91,11 @@ def decode(data: bytes) -> Record:
         fields = msgpack.unpackb(data, list_hook=FrozenList, object_pairs_hook=FrozenDict, strict_map_key=False)
         number = fields[0]
         if number == 4:
-            (_, identifier, graph_exec_id, node_id, block_id, user_id, status, inputs, sources, *rest) = fields
-            if sources:
-                sources = FrozenDict({name: InputSource(*source) for name, source in sources.items()})
-            return NodeExecution(
-                identifier, graph_exec_id, node_id, block_id, user_id, _STATUSES[status], inputs, sources, *rest
-            )
+            return _node_execution(fields[1:])
+        if number == 7:
+            return PartialExecution(_node_execution(fields[1]), fields[2])
+        if number == 8:
+            return ExecutionPart(fields[1], _sources(fields[2]), fields[3])
         if number == 2:
             definition = NodeDefinition(*fields[1:])
             return definition._replace(
@@ -92,6 +114,17 @@ def decode(data: bytes) -> Record:
     except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
         raise InvalidValue(f"not a record: {error}") from None
     raise InvalidValue(f"not a record: type {number!r}")
+
+
+def _node_execution(fields: Sequence[Any]) -> NodeExecution:
+    identifier, graph_exec_id, node_id, block_id, user_id, status, inputs, sources, *rest = fields
+    return NodeExecution(
+        identifier, graph_exec_id, node_id, block_id, user_id, _STATUSES[status], inputs, _sources(sources), *rest
+    )
+
+
+def _sources(sources: Mapping[str, Any]) -> Mapping[str, InputSource]:
+    return FrozenDict({name: InputSource(*source) for name, source in sources.items()}) if sources else sources
 
 
 def json_text(value: Any) -> str:

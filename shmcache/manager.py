@@ -18,7 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from shmcache.blocks import get_block
 from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, NotFound, RingFull
@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _LINKS_AT_ONCE = 32
 """Links fed in one transaction: bounds its size, whatever a node fans out to."""
+_MOST_SHAPES = 50_000
 _TAKE_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
 
@@ -63,6 +64,22 @@ def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max
                 return
 
 
+class _Shape(NamedTuple):
+    """What the manager asks of a node's links again and again: links by output, linked inputs, static inputs."""
+
+    links_from: dict[str, list[Link]]
+    linked: frozenset[str]
+    statics: tuple[str, ...]
+
+
+def _shape(node: NodeDefinition) -> _Shape:
+    links_from: dict[str, list[Link]] = {}
+    for link in node.output_links:
+        links_from.setdefault(link.source_name, []).append(link)
+    statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
+    return _Shape(links_from, frozenset(link.sink_name for link in node.input_links), statics)
+
+
 class Manager:
     """Does the work of graph executions through a client."""
 
@@ -70,6 +87,7 @@ class Manager:
         self._client = client
         self._should_stop = should_stop
         self._max_attempts = max_attempts
+        self._shapes: dict[str, _Shape] = {}
 
     def do(self, work: Work) -> None:
         """Do one entry of the work queue, to its end. Raises Stopped."""
@@ -249,7 +267,7 @@ class Manager:
     ) -> None:
         """Record an output and give it to all links from it, in steps of at most `_LINKS_AT_ONCE` links."""
         client = self._client
-        links = iter([link for link in node.output_links if link.source_name == name])
+        links = iter(self._shape_of(node).links_from.get(name, ()))
         source = InputSource(execution.id, ordinal)
         first = list(islice(links, _LINKS_AT_ONCE))
 
@@ -272,7 +290,7 @@ class Manager:
             sink = client.get_node(link.sink_node_id)
             if again and self._was_fed(graph_exec_id, link, source):
                 continue
-            statics = [each.sink_name for each in sink.input_links if each.is_static]
+            statics = self._shape_of(sink).statics
             before = client.get_latest_node_execution(sink.id, graph_exec_id) if statics else None
             identifier, inputs = client.upsert_execution_input(
                 sink.id, graph_exec_id, link.sink_name, value, source=source
@@ -299,9 +317,18 @@ class Manager:
                 self._queue_if_complete(graph_exec_id, sink, identifier, inputs)
 
     def _queue_if_complete(self, graph_exec_id: str, sink: NodeDefinition, identifier: str, inputs: Any) -> None:
-        if all(link.sink_name in inputs for link in sink.input_links):
+        linked = self._shape_of(sink).linked
+        if len(inputs) >= len(linked) and all(name in inputs for name in linked):
             self._client.update_node_execution_status(identifier, ExecutionStatus.QUEUED)
             self._client.put_work(WorkKind.RUN, identifier, graph_exec_id)
+
+    def _shape_of(self, node: NodeDefinition) -> _Shape:
+        shape = self._shapes.get(node.id)
+        if shape is None:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            shape = self._shapes[node.id] = _shape(node)
+        return shape
 
     def _was_fed(self, graph_exec_id: str, link: Link, source: InputSource) -> bool:
         """Say whether an earlier attempt gave this output to this link."""

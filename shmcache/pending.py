@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, Transaction
+from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED, Transaction
 from shmcache.arena.transaction import Append, Operation, Put, Touch
-from shmcache.codec import NodeGroup, encode, json_text, pack
+from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, encode, json_text, pack
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES, GraphExecution, NodeExecution
 from shmcache.writes import (
@@ -35,13 +35,15 @@ class Pending:
         "group_parents",
         "groups",
         "others",
+        "parts",
         "rows",
         "transaction",
     )
 
     def __init__(self) -> None:
         self.transaction = Transaction()
-        self.executions: dict[str, tuple[NodeExecution, str]] = {}
+        self.executions: dict[str, tuple[PartialExecution, str]] = {}
+        self.parts: dict[str, tuple[ExecutionPart, str]] = {}
         self.graph_executions: dict[str, GraphExecution] = {}
         self.groups: dict[str, NodeGroup] = {}
         self.group_parents: dict[str, str] = {}
@@ -49,10 +51,15 @@ class Pending:
         self.others: list[Operation] = []
         self.charged: dict[str, int] = {}
 
-    def put_execution(self, execution: NodeExecution, group_id: str) -> None:
+    def put_execution(self, partial: PartialExecution, group_id: str) -> None:
         """Change or create a node execution, a member of its group."""
-        self.executions.pop(execution.id, None)
-        self.executions[execution.id] = (execution, group_id)
+        identifier = partial.execution.id
+        self.executions.pop(identifier, None)
+        self.executions[identifier] = (partial, group_id)
+
+    def put_part(self, part_id: str, part: ExecutionPart, node_exec_id: str) -> None:
+        """Add a part to a node execution, a member of it."""
+        self.parts[part_id] = (part, node_exec_id)
 
     def put_graph_execution(self, execution: GraphExecution) -> None:
         """Change or create a graph execution."""
@@ -83,8 +90,8 @@ class Pending:
         ended = [each for each in self.graph_executions.values() if each.status in FINAL_STATUSES]
         for graph_execution in begun:
             yield _graph_execution_row(graph_execution)
-        for execution, _ in self.executions.values():
-            yield _node_execution_row(execution)
+        for partial, _ in self.executions.values():
+            yield _node_execution_row(partial.execution)
         for kind, row in self.rows:
             yield Append("write", kind, pack(row))
         for graph_execution in ended:
@@ -96,8 +103,11 @@ class Pending:
             yield Touch(key, FLAG_FINISHED if final else 0, 0 if final else FLAG_FINISHED)
         for group_id, group in self.groups.items():
             yield Put(id_bytes(group_id), encode(group), id_bytes(self.group_parents[group_id]), FLAG_INDEXED)
-        for execution, group_id in self.executions.values():
-            yield Put(id_bytes(execution.id), encode(execution), id_bytes(group_id))
+        for partial, group_id in self.executions.values():
+            record = encode(partial if partial.parts else partial.execution)
+            yield Put(id_bytes(partial.execution.id), record, id_bytes(group_id))
+        for part_id, (part, node_exec_id) in self.parts.items():
+            yield Put(id_bytes(part_id), encode(part), id_bytes(node_exec_id), FLAG_PINNED)
         yield from self.others
 
 

@@ -150,8 +150,9 @@ def test_a_killed_supervisor_is_followed_by_one_that_drains_what_it_left(
         assert time.monotonic() < deadline
         assert first.process.poll() is None
     children = [each for each in first.children("") if "resource_tracker" not in " ".join(each.cmdline())]
-    for process in [first.process, *children]:
-        process.kill()
+    first.process.kill()
+    for child in children:
+        child.kill()
     first.process.communicate()
     psutil.wait_procs(children, timeout=30)
     written = _acknowledged(left[0])

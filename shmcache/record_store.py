@@ -1,0 +1,291 @@
+"""RecordStore: records as a client needs them: from what it is just writing, from the arena, else from the database.
+
+A graph execution, the groups of its nodes' executions and the executions form a family in the arena (members of
+members), which is how all executions of a graph execution, or of one of its nodes, are found without a scan. An
+execution with many inputs or outputs has its earlier ones in parts, members of its own, so that one more of them does
+not copy all the others.
+
+Every read inside a transaction is noted in it: the commit fails, and the transaction runs again, if another process
+has changed one of those records meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from shmcache.arena import FLAG_INDEXED, Arena, Conflict, Counter, Transaction
+from shmcache.arena.transaction import Put, Touch
+from shmcache.backing_store import BackingStore
+from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, encode
+from shmcache.database import queries
+from shmcache.errors import ArenaFull, NotFound
+from shmcache.frozen import FrozenDict, FrozenList
+from shmcache.identifiers import derived_id, id_bytes, id_text
+from shmcache.pending import Pending
+from shmcache.records import ExecutionStatus, Graph, GraphExecution, InputSource, NodeDefinition, NodeExecution
+from shmcache.simple_cache import SimpleExecutorCache
+
+R = TypeVar("R", bound=Record)
+
+EMPTY: Mapping[str, Any] = FrozenDict()
+_NO_GROUP = NodeGroup([], None)
+_FILL_BATCH = 128
+_PART_ITEMS = 32
+"""Inputs and outputs that an execution's record holds before they move to a part."""
+
+
+@lru_cache(maxsize=65_536)
+def group_id(graph_exec_id: str, node_id: str) -> str:
+    """Return the identifier of the group of a node's executions in a graph execution."""
+    return derived_id("node group", graph_exec_id, node_id)
+
+
+def _part_id(node_exec_id: str, number: int) -> str:
+    return derived_id("execution part", node_exec_id, str(number))
+
+
+class RecordStore:
+    """Records over an arena, with a database behind it and each thread's pending transaction before it."""
+
+    def __init__(self, arena: Arena, cache: SimpleExecutorCache, backing: BackingStore) -> None:
+        self._arena = arena
+        self._cache = cache
+        self._backing = backing
+        self._local = threading.local()
+
+    # The transaction at hand
+
+    @property
+    def pending(self) -> Pending | None:
+        """What this thread is writing; None outside of a transaction."""
+        return getattr(self._local, "pending", None)
+
+    @pending.setter
+    def pending(self, pending: Pending | None) -> None:
+        self._local.pending = pending
+
+    def writing(self) -> Pending:
+        """Return what this thread is writing."""
+        pending = self.pending
+        assert pending is not None, "a write outside of a transaction"
+        return pending
+
+    # Single records
+
+    def definition(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
+        """Return a graph or a node, loading all of its graph on a miss. Raises NotFound, DatabaseUnavailable."""
+        hit = self._cache.get(identifier)
+        if hit is None:
+            loaded = self._backing.load(query, identifier)
+            if loaded is None:
+                raise NotFound(name, identifier)
+            graph, nodes = loaded
+            definitions: list[Graph | NodeDefinition] = [graph, *nodes]
+            # Graphs are named by their content: what is loaded cannot be older than what is there.
+            for begin in range(0, len(definitions), _FILL_BATCH):
+                batch = Transaction()
+                batch.operations.extend(
+                    Put(id_bytes(each.id), encode(each)) for each in definitions[begin : begin + _FILL_BATCH]
+                )
+                try:
+                    self._arena.commit(batch)
+                except ArenaFull:
+                    break
+            found = next((each for each in definitions if each.id == identifier), None)
+            if not isinstance(found, kind):
+                raise NotFound(name, identifier)
+            return found
+        if not isinstance(hit[1], kind):
+            raise NotFound(name, identifier)
+        return hit[1]
+
+    def record(self, identifier: str, kind: type | tuple[type, ...], query: Callable[..., Any], name: str) -> Any:
+        """Return a record from the arena, or from the database by way of the arena, and rely on its version."""
+        hit = self._cache.get(identifier)
+        while hit is None:
+            # The lease of the fill: it is dropped if the key was written, or anything was forgotten, since this look.
+            fill = Transaction()
+            fill.evictions = self._arena.evictions()
+            key = id_bytes(identifier)
+            fill.rely_on(key, self._arena.version(key))
+            if fill.expected[key]:
+                hit = self._cache.get(identifier)
+                continue
+            record = self._backing.load(query, identifier)
+            if record is None:
+                raise NotFound(name, identifier)
+            fill.operations.append(Put(key, encode(record)))
+            try:
+                self._arena.commit(fill)
+                self._arena.count(Counter.FILLS)
+            except Conflict:
+                pass
+            except ArenaFull:
+                hit = (0, record)
+                break
+            hit = self._cache.get(identifier)
+        version, found = hit
+        if not isinstance(found, kind):
+            raise NotFound(name, identifier)
+        pending = self.pending
+        if pending is not None:
+            pending.transaction.rely_on(id_bytes(identifier), version)
+        return found
+
+    # Node executions
+
+    def execution(self, node_exec_id: str) -> NodeExecution:
+        """Return a node execution with all its inputs and outputs. Raises NotFound, DatabaseUnavailable."""
+        return self.whole(self.partial(node_exec_id))
+
+    def partial(self, node_exec_id: str) -> PartialExecution:
+        """Return a node execution without its parts. Raises NotFound, DatabaseUnavailable."""
+        pending = self.pending
+        if pending is not None and node_exec_id in pending.executions:
+            return pending.executions[node_exec_id][0]
+        if self._cache.get(node_exec_id) is None:
+            # An execution lives in the arena as a member of its family, so the family comes first.
+            loaded = self._backing.load(queries.load_node_execution, node_exec_id)
+            if loaded is None:
+                raise NotFound("node execution", node_exec_id)
+            self.index(loaded.graph_exec_id)
+        kinds = (NodeExecution, PartialExecution)
+        found: NodeExecution | PartialExecution = self.record(
+            node_exec_id, kinds, queries.load_node_execution, "node execution"
+        )
+        return found if isinstance(found, PartialExecution) else PartialExecution(found, 0)
+
+    def whole(self, partial: PartialExecution) -> NodeExecution:
+        """Return the execution with what its parts hold."""
+        execution = partial.execution
+        if not partial.parts:
+            return execution
+        inputs: dict[str, Any] = {}
+        sources: dict[str, InputSource] = {}
+        outputs: dict[str, list[Any]] = {}
+        for part in (*self._parts(partial), ExecutionPart(execution.inputs, execution.sources, execution.outputs)):
+            inputs.update(part.inputs)
+            sources.update(part.sources)
+            for name, values in part.outputs.items():
+                outputs.setdefault(name, []).extend(values)
+        return execution._replace(
+            inputs=FrozenDict(inputs),
+            sources=FrozenDict(sources),
+            outputs=FrozenDict({name: FrozenList(values) for name, values in outputs.items()}),
+        )
+
+    def has_input(self, partial: PartialExecution, name: str) -> bool:
+        """Say whether an execution has an input."""
+        return name in partial.execution.inputs or any(name in part.inputs for part in self._parts(partial))
+
+    def put(self, partial: PartialExecution) -> None:
+        """Write an execution in the transaction at hand; what its record has too much of moves to a part."""
+        execution = partial.execution
+        items = len(execution.inputs) + sum(len(values) for values in execution.outputs.values())
+        pending = self.writing()
+        if items > _PART_ITEMS:
+            part = ExecutionPart(execution.inputs, execution.sources, execution.outputs)
+            pending.put_part(_part_id(execution.id, partial.parts), part, execution.id)
+            emptied = execution._replace(inputs=EMPTY, sources=cast("Mapping[str, InputSource]", EMPTY), outputs=EMPTY)
+            partial = PartialExecution(emptied, partial.parts + 1)
+        pending.put_execution(partial, group_id(execution.graph_exec_id, execution.node_id))
+
+    def _parts(self, partial: PartialExecution) -> Iterable[ExecutionPart]:
+        pending = self.pending
+        for number in range(partial.parts):
+            identifier = _part_id(partial.execution.id, number)
+            if pending is not None and identifier in pending.parts:
+                yield pending.parts[identifier][0]
+                continue
+            hit = self._cache.get(identifier)
+            if hit is None or not isinstance(hit[1], ExecutionPart):
+                raise NotFound("part of node execution", partial.execution.id)
+            yield hit[1]
+
+    # Families
+
+    def execution_ids(self, graph_exec_id: str, node_id: str | None) -> list[str]:
+        """Return the executions of a graph execution, or of one of its nodes, those just being written included."""
+        self.index(graph_exec_id)
+        if node_id is not None:
+            groups = [group_id(graph_exec_id, node_id)]
+            if self.pending is not None:
+                self.group(graph_exec_id, node_id)  # so that an execution that another process adds now is a conflict
+        else:
+            groups = [id_text(key) for key in self._arena.members(id_bytes(graph_exec_id)) or ()]
+        identifiers = {id_text(key): None for group in groups for key in self._arena.members(id_bytes(group)) or ()}
+        for partial, _ in self.pending.executions.values() if self.pending is not None else ():
+            execution = partial.execution
+            if execution.graph_exec_id == graph_exec_id and node_id in (None, execution.node_id):
+                identifiers[execution.id] = None
+        return list(identifiers)
+
+    def group(self, graph_exec_id: str, node_id: str) -> NodeGroup:
+        """Return what the arena knows of a node's executions in a graph execution, and rely on it."""
+        identifier = group_id(graph_exec_id, node_id)
+        pending = self.pending
+        if pending is not None and identifier in pending.groups:
+            return pending.groups[identifier]
+        hit = self._cache.get(identifier)
+        if hit is None:
+            self.index(graph_exec_id)
+            hit = self._cache.get(identifier)
+        if hit is not None and isinstance(hit[1], NodeGroup):
+            version, group = hit
+        else:
+            key = id_bytes(identifier)
+            version = self._arena.version(key)
+            members = [id_text(member) for member in self._arena.members(key) or ()]
+            executions = sorted(
+                (self.partial(each).execution for each in members), key=lambda each: (each.created_at, each.id)
+            )
+            waiting = [each.id for each in executions if each.status is ExecutionStatus.INCOMPLETE]
+            group = NodeGroup(waiting, executions[-1].id) if executions else _NO_GROUP
+        if pending is not None:
+            pending.transaction.rely_on(id_bytes(identifier), version)
+        return cast("NodeGroup", group)
+
+    def index(self, graph_exec_id: str) -> None:
+        """Make sure that the arena has the whole family of a graph execution; if not, load it from the database."""
+        key = id_bytes(graph_exec_id)
+        pending = self.pending
+        if self._arena.is_indexed(key) or (pending is not None and graph_exec_id in pending.graph_executions):
+            return
+        # What was dropped from the arena is in the database once the ring has been drained.
+        ring = self._arena.write_ring
+        ring.request_drain()
+        ring.wait_committed(ring.last_sequence, None)
+        self.pending, outer = None, pending
+        try:
+            self.record(graph_exec_id, GraphExecution, queries.load_graph_execution, "graph execution")
+            executions = self._backing.load(queries.load_node_executions, graph_exec_id)
+        finally:
+            self.pending = outer
+        groups: dict[str, list[NodeExecution]] = {}
+        for execution in executions:
+            groups.setdefault(execution.node_id, []).append(execution)
+        for node_id, members in groups.items():
+            group_key = id_bytes(group_id(graph_exec_id, node_id))
+            waiting = [each.id for each in members if each.status is ExecutionStatus.INCOMPLETE]
+            self._fill_family(group_key, encode(NodeGroup(waiting, members[-1].id)), key)
+            for execution in members:
+                self._fill_family(id_bytes(execution.id), encode(execution), group_key)
+            self._touch(group_key)
+        self._touch(key)
+
+    def _fill_family(self, key: bytes, record: bytes, parent: bytes) -> None:
+        fill = Transaction()
+        fill.rely_on(key, 0)
+        fill.operations.append(Put(key, record, parent))
+        try:
+            self._arena.commit(fill)
+        except Conflict:
+            return  # it is there, and newer
+
+    def _touch(self, key: bytes) -> None:
+        indexed = Transaction()
+        indexed.operations.append(Touch(key, FLAG_INDEXED))
+        self._arena.commit(indexed)
