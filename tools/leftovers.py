@@ -14,13 +14,16 @@ from syncer.sync_manager import SyncManager
 logger = logging.getLogger(__name__)
 
 
-def drain_leftovers(database_url: str, identity: bytes, settings: Settings) -> int:
+def drain_leftovers(database_url: str, identity: bytes, settings: Settings, spare: str) -> int:
     """Drain and remove every arena of this user whose processes are all dead; return how many were removed.
 
-    Graph executions that had not ended become TERMINATED. An arena of another database, one that cannot be attached, or
-    one whose entries the database does not take now, stays, with a warning."""
+    The arena named `spare` is left alone. Graph executions that had not ended become TERMINATED. An arena of another
+    database, one that cannot be attached, or one whose entries the database does not take now, stays, with a
+    warning."""
     removed = 0
     for name in list_arenas():
+        if name == spare:
+            continue
         try:
             arena = Arena.attach(name)
         except ArenaMissing:

@@ -19,11 +19,12 @@ from types import FrameType
 from typing import Protocol
 
 from shmcache import session
-from shmcache.arena import Arena, free_bytes
+from shmcache.arena import Arena, free_bytes, list_arenas
 from shmcache.config import Settings
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import identity, migrate
+from shmcache.errors import ArenaExists, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
 from syncer.sync_manager import SyncManager
@@ -103,13 +104,10 @@ class Supervisor:
         with connect(self.database_url, application_name="shmcache supervisor") as connection:
             migrate(connection)
             database_identity = identity(connection)
-        drain_leftovers(self.database_url, database_identity, self._settings)
-        job.begin(self.database_url)
         settings = self._settings
-        size = arena_size(settings)
-        arena = Arena.create(
-            self._arena_name, size, database_identity, lock_wait=settings.lock_wait, ring_wait=settings.ring_wait
-        )
+        drain_leftovers(self.database_url, database_identity, settings, spare=self._arena_name)
+        job.begin(self.database_url)
+        arena = self._open_arena(database_identity)
         self.arena_id = arena.arena_id
         processes = Processes(arena)
         drained = False
@@ -138,12 +136,37 @@ class Supervisor:
                 arena.unlink()
             arena.close()
 
+    def _open_arena(self, database_identity: bytes) -> Arena:
+        """Make the arena, or attach to the one of this name that a dead supervisor left: its work goes on.
+
+        Raises ArenaExists where a living process uses it, ArenaUnusable where it belongs to another database."""
+        settings, name = self._settings, self._arena_name
+        waits = {"lock_wait": settings.lock_wait, "ring_wait": settings.ring_wait}
+        if name not in list_arenas():
+            return Arena.create(name, arena_size(settings), database_identity, **waits)
+        arena = Arena.attach(name, **waits)
+        if any(process.alive for process in arena.processes()):
+            raise ArenaExists(name)
+        if arena.identity != database_identity:
+            raise ArenaUnusable(
+                name, "it belongs to another database: start a supervisor there, or choose another name"
+            )
+        returned = arena.release_dead()
+        logger.warning("arena %s was left over: attached to it, %d work entries go back to the queue", name, returned)
+        return arena
+
     def _start_children(self, arena: Arena, processes: Processes) -> None:
         settings, url = self._settings, self.database_url
+
+        def charge(stop: ShouldStop) -> None:
+            # Should it be killed, the tracker of the pool's semaphores cleans up after it, and need not warn of it.
+            os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+            ChargePool(arena, url, settings).run(stop)
+
         if settings.mode == "cached":
             for _ in range(_SYNCERS):
                 processes.start(Role("syncer", lambda stop: SyncManager(arena, url, settings).run(stop)))
-            processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop)))
+            processes.start(Role("charger", charge))
         for _ in range(settings.workers):
             processes.start(self._worker)
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def give(run: str, answer: Connection) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_worker_needs_no_set_up_and_sees_what_others_wrote(run: str, method: str) -> None:
     get_db_client().upsert_execution_input(SINK, run, "left", "mine")
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
     worker = context.Process(target=give, args=(run, theirs))
     worker.start()

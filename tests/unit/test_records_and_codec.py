@@ -123,15 +123,14 @@ def test_frozen_values_are_equal_and_refuse_every_change(value: Any) -> None:
 
 
 def test_no_changing_method_of_dict_and_list_is_left_out() -> None:
-    for kind, base in ((FrozenDict, dict), (FrozenList, list)):
-        probe = base([("a", 1)]) if base is dict else base([1, 2])
+    bases: list[tuple[type[Any], type[Any]]] = [(FrozenDict, dict), (FrozenList, list)]
+    for kind, base in bases:
         reading = {"copy", "count", "fromkeys", "get", "index", "items", "keys", "values"}
         for name in dir(base):
             if name.startswith("__") and name not in {"__setitem__", "__delitem__", "__ior__", "__iadd__", "__imul__"}:
                 continue
             if name not in reading:
                 assert getattr(kind, name) is not getattr(base, name), name
-        assert kind(probe) == probe
 
 
 def test_a_thawed_copy_shares_nothing_with_the_record() -> None:
