@@ -83,6 +83,8 @@ class Supervisor:
 
         Returns False if a signal ended it early. Raises ShmcacheError where it cannot start."""
         server = None
+        # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         previous = {number: signal.signal(number, self._queue_signal) for number in _SIGNALS}
         try:
             if not self.database_url:
@@ -157,16 +159,10 @@ class Supervisor:
 
     def _start_children(self, arena: Arena, processes: Processes) -> None:
         settings, url = self._settings, self.database_url
-
-        def charge(stop: ShouldStop) -> None:
-            # Should it be killed, the tracker of the pool's semaphores cleans up after it, and need not warn of it.
-            os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-            ChargePool(arena, url, settings).run(stop)
-
         if settings.mode == "cached":
             for _ in range(_SYNCERS):
                 processes.start(Role("syncer", lambda stop: SyncManager(arena, url, settings).run(stop)))
-            processes.start(Role("charger", charge))
+            processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop)))
         for _ in range(settings.workers):
             processes.start(self._worker)
 
