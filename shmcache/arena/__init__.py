@@ -5,10 +5,11 @@ Arena.attach(name)               attach to one             arena.commit(changes)
 list_arenas()                    this user's segments      arena.write_ring       what is to become durable
 """
 
-from shmcache.arena.arena import Arena, Found, Ring
+from shmcache.arena.arena import Arena, Found
 from shmcache.arena.counters import Counter, Process
 from shmcache.arena.layout import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED
 from shmcache.arena.ring import Entry
+from shmcache.arena.ring_ends import Ring
 from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment
 from shmcache.arena.transaction import Conflict, CounterTooLow, Transaction
 from shmcache.arena.work import Claim

@@ -8,7 +8,8 @@ Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is
 mean different processes in different containers. A process that attaches from a thread other than its main one cannot
 leave the lock to that thread; its pid and start time speak for it.
 
-Lane 0 belongs to nobody: the counters of lanes that are given back are added to it.
+A lane is given back in a commit, so that what it counted is added to lane 0, which belongs to nobody, exactly once.
+The segment stays mapped for as long as a life lock in it is held: the kernel looks for it there when the process ends.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from shmcache.arena.layout import (
     LANE_STARTED,
     WORD,
 )
-from shmcache.arena.memory import Memory
+from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
 from shmcache.errors import ArenaError
 
@@ -94,15 +95,18 @@ class Lanes:
     def enter(self, role: str) -> int:
         """Take a free lane for this process; return its number. Call under the commit lock. Raises ArenaError."""
         by_mutex = threading.current_thread() is threading.main_thread()
+        if by_mutex:
+            self._memory.pin()
         for lane in range(1, self._count):
             word = self._word(lane)
             if self._words[word + LANE_PID]:
                 continue
             if by_mutex:
-                ours, _ = self.lock(lane).try_acquire()
-                if not ours:
+                if not self.lock(lane).try_acquire()[0]:
                     continue
-            self._words[word + LANE_ROLE] = ROLES.index(role) if role in ROLES else 0
+            elif not self.lock(lane).looks_abandoned():
+                continue
+            self.set_role(lane, role)
             self._words[word + LANE_STARTED] = _start_time(os.getpid())
             self._words[word + LANE_BY_MUTEX] = by_mutex
             self._words[word + LANE_PID] = os.getpid()
@@ -113,18 +117,25 @@ class Lanes:
         """Change what this process is called."""
         self._words[self._word(lane) + LANE_ROLE] = ROLES.index(role) if role in ROLES else 0
 
-    def leave(self, lane: int) -> None:
-        """Give this process's lane back. Call under the commit lock, when it has no claims."""
-        self._retire(lane)
-        if self._words[self._word(lane) + LANE_BY_MUTEX]:
-            with contextlib.suppress(ArenaError):  # another thread than the one that took it
-                self.lock(lane).release()
+    def retire(self, stage: Stage, lane: int) -> None:
+        """Stage that a lane is free and its counters are kept. Under the commit lock, when it has no claims."""
+        words = self._words
+        word = self._word(lane)
+        for counter in range(COUNTERS):
+            amount = words[word + LANE_COUNTERS + counter]
+            if amount:
+                stage[word + LANE_COUNTERS + counter] = 0
+                stage[self._first + LANE_COUNTERS + counter] = words[self._first + LANE_COUNTERS + counter] + amount
+        stage[word + LANE_PID] = 0
 
-    def free_dead(self, lane: int) -> None:
-        """Give a dead process's lane back. Call under the commit lock, when its claims were given back."""
-        self._retire(lane)
-        if self._words[self._word(lane) + LANE_BY_MUTEX]:
-            self.lock(lane).release()
+    def unlock(self, lane: int) -> bool:
+        """Let go of a retired lane's life lock; return False if another thread of this process has to, by ending.
+
+        A death before this leaves a free lane with an abandoned lock, which `enter` takes."""
+        lock = self.lock(lane)
+        if self._words[self._word(lane) + LANE_BY_MUTEX] and lock.is_held_here():
+            lock.release()
+        return lock.looks_abandoned()
 
     def is_dead(self, lane: int) -> bool:
         """Say whether a lane's process has died. If so and its life lock told it, that lock is ours now:
@@ -151,10 +162,6 @@ class Lanes:
         """Add to a counter of a lane that is this process's own."""
         self._words[self._word(lane) + LANE_COUNTERS + counter] += amount
 
-    def counter_word(self, lane: int, counter: int) -> int:
-        """Return the word of a counter."""
-        return self._word(lane) + LANE_COUNTERS + counter
-
     def totals(self) -> dict[str, int]:
         """Return the sum of each counter over all lanes, by lower-case name."""
         stride = LANE_BYTES // WORD
@@ -164,19 +171,12 @@ class Lanes:
 
     def _seems_dead(self, lane: int) -> bool:
         word = self._word(lane)
+        pid = self._words[word + LANE_PID]
         if not self._words[word + LANE_BY_MUTEX]:
-            return _start_time(self._words[word + LANE_PID]) != self._words[word + LANE_STARTED]
-        return self.lock(lane).looks_abandoned()
-
-    def _retire(self, lane: int) -> None:
-        words = self._words
-        word = self._word(lane)
-        for counter in range(COUNTERS):
-            amount = words[word + LANE_COUNTERS + counter]
-            if amount:
-                words[word + LANE_COUNTERS + counter] = 0
-                words[self._first + LANE_COUNTERS + counter] += amount
-        words[word + LANE_PID] = 0
+            return _start_time(pid) != self._words[word + LANE_STARTED]
+        lock = self.lock(lane)
+        # Held here though it is another's: freeing it was begun here and cut off by an exception.
+        return lock.looks_abandoned() or (pid != os.getpid() and lock.is_held_here())
 
     def _word(self, lane: int) -> int:
         return self._first + lane * LANE_BYTES // WORD

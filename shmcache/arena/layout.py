@@ -46,6 +46,7 @@ SLAB_COUNT_WORD = 11
 SLAB_SIZE_WORD = 12
 WRITE_RING_SIZE_WORD = 13
 CHARGE_RING_SIZE_WORD = 14
+NAMESPACE_WORD = 15  # its maker's pid namespace: locks name their holders by numbers that mean something only there
 
 # State: words that change under the commit lock.
 COMMIT_SEQUENCE = 64  # versions are drawn from it
@@ -63,6 +64,7 @@ QUEUE_WAITERS = 76
 IDLE_SIGNAL = 77  # futex: OUTSTANDING became 0
 IDLE_WAITERS = 78
 RECOVERIES = 79  # how often a dead holder's intent was finished or undone
+DAMAGED_INTENTS = 80  # how often an intent was none that a commit writes, and was dropped
 
 WRITE_RING_STATE = 96
 CHARGE_RING_STATE = 112
@@ -123,7 +125,7 @@ SLAB_NEXT = 2
 SLAB_IN_USE = 2**64 - 1
 
 DESCRIPTION = (
-    "shmcache arena, layout 1; header, state, commit lock, intent, lanes 512, entries 10 words, slabs 3 words, "
+    "shmcache arena, layout 2; header, state, commit lock, intent, lanes 512, entries 10 words, slabs 3 words, "
     "slots QIIIIQ, ring entries QIIII, counters 48"
 )
 LAYOUT_HASH = int.from_bytes(hashlib.blake2b(DESCRIPTION.encode(), digest_size=8).digest(), "little")

@@ -6,7 +6,8 @@ Type: PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST, PTHREAD_MUTEX_ERRORCHECK. Wh
               EBUSY        another holds it: wait with pthread_mutex_clocklock (CLOCK_MONOTONIC), at most the limit
               EOWNERDEAD   its owner died inside: it is ours, and made consistent at once, because whoever dies after
                            that leaves EOWNERDEAD again; the caller then repairs what the lock guards
-              EDEADLK      this very thread holds it, from an operation that an exception cut off: as EOWNERDEAD
+              EDEADLK      this very thread holds it already: the caller knows whether that is a call from inside the
+                           critical section, or the rest of one that an exception cut off
               ETIMEDOUT    LockTimeout, naming the holder
     release   0            free
 
@@ -21,7 +22,9 @@ import contextlib
 import ctypes
 import errno
 import os
+import threading
 import time
+from collections.abc import Callable
 
 from shmcache.errors import ArenaError, LockTimeout
 
@@ -35,6 +38,7 @@ _PROCESS_SHARED = 1
 _ROBUST = 1
 _ERRORCHECK = 2
 _CLOCK_MONOTONIC = 1
+_TURN_SECONDS = 1.0
 
 # PyDLL keeps the interpreter's lock during the call (for calls that never wait); CDLL gives it up (for the one that
 # does).
@@ -62,12 +66,15 @@ class RobustMutex:
 
     `name` is what LockTimeout calls it, `address` the virtual address in this process (the same in forked children)."""
 
-    __slots__ = ("_argument", "address", "name")
+    __slots__ = ("address", "argument", "name", "quick_acquire", "quick_release")
 
     def __init__(self, name: str, address: int) -> None:
         self.name = name
         self.address = address
-        self._argument = ctypes.c_void_p(address)
+        self.argument = ctypes.c_void_p(address)
+        # The critical section calls these two itself, which saves it 0.3 us.
+        self.quick_acquire: Callable[[ctypes.c_void_p], int] = _trylock
+        self.quick_release: Callable[[ctypes.c_void_p], int] = _unlock
 
     def initialize(self) -> None:
         """Make the mutex. Only for who creates the segment, before anybody else can see it."""
@@ -77,40 +84,38 @@ class RobustMutex:
             _quick.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED),
             _quick.pthread_mutexattr_setrobust(attributes, _ROBUST),
             _quick.pthread_mutexattr_settype(attributes, _ERRORCHECK),
-            _quick.pthread_mutex_init(self._argument, attributes),
+            _quick.pthread_mutex_init(self.argument, attributes),
         ):
             if result:
                 raise ArenaError(f"cannot make mutex {self.name!r}: {os.strerror(result)}")
 
     def try_acquire(self) -> tuple[bool, bool]:
-        """Return (ours now, its owner had died). Never waits."""
-        result = _trylock(self._argument)
-        if not result:
-            return True, False
+        """Return (ours now, somebody had left it held). Never waits. A lock of this very thread's counts as both."""
+        result = self.quick_acquire(self.argument)
         if result == errno.EBUSY:
             return False, False
-        return True, self._inherit(result)
+        return True, bool(result) and self.inherit(result)
 
-    def acquire(self, timeout_seconds: float) -> bool:
-        """Take the lock; return whether its owner had died (or was cut off), so that the caller must repair.
+    def acquire(self, timeout_seconds: float) -> int:
+        """Take the lock; return 0, or EOWNERDEAD or EDEADLK, upon which the caller repairs and calls `inherit`.
 
-        Raises LockTimeout after `timeout_seconds`."""
-        result = _trylock(self._argument)
-        if not result:
-            return False
-        if result == errno.EBUSY:
-            deadline = time.monotonic() + timeout_seconds
-            limit = _Timespec(int(deadline), int((deadline % 1) * 1e9))
-            result = _clocklock(self._argument, _CLOCK_MONOTONIC, ctypes.byref(limit))
-            if not result:
-                return False
-            if result == errno.ETIMEDOUT:
+        Signal handlers run between turns of a second. Raises LockTimeout after `timeout_seconds`."""
+        answer = self.quick_acquire(self.argument)
+        if answer != errno.EBUSY:
+            return answer
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            turn = min(deadline, time.monotonic() + _TURN_SECONDS)
+            limit = _Timespec(int(turn), int((turn % 1) * 1e9))
+            result: int = _clocklock(self.argument, _CLOCK_MONOTONIC, ctypes.byref(limit))
+            if result != errno.ETIMEDOUT:
+                return result
+            if turn >= deadline:
                 raise LockTimeout(self.name, self.holder_pid(), timeout_seconds)
-        return self._inherit(result)
 
     def release(self) -> None:
         """Give the lock back. Raises ArenaError where this thread does not hold it."""
-        result = _unlock(self._argument)
+        result = _unlock(self.argument)
         if result:
             raise ArenaError(f"cannot release mutex {self.name!r}: {os.strerror(result)}")
 
@@ -122,16 +127,25 @@ class RobustMutex:
         return thread
 
     def looks_abandoned(self) -> bool:
-        """Say whether nobody alive holds the lock, without taking it (glibc: __lock is 0, or has the owner-died
-        bit)."""
+        """Say whether nobody alive holds the lock, without taking it (glibc: no owner, or the owner-died bit)."""
         word: int = ctypes.c_uint32.from_address(self.address).value
         return not word & _THREAD_MASK or bool(word & _OWNER_DIED)
 
-    def _inherit(self, result: int) -> bool:
+    def is_held_here(self) -> bool:
+        """Say whether this very thread holds the lock."""
+        word: int = ctypes.c_uint32.from_address(self.address).value
+        return word & _THREAD_MASK == threading.get_native_id()
+
+    def inherit(self, result: int) -> bool:
+        """Make usable a lock that `acquire` answered with EOWNERDEAD or EDEADLK; return True.
+
+        Raises ArenaError for any other answer but 0."""
         if result == errno.EOWNERDEAD:
-            result = _consistent(self._argument)
-            if not result:
-                return True
+            result = _consistent(self.argument)
         elif result == errno.EDEADLK:
-            return True
-        raise ArenaError(f"cannot take mutex {self.name!r}: {os.strerror(result)}")
+            # It may have been inherited and cut off before it was made consistent; else this does nothing (EINVAL).
+            _consistent(self.argument)
+            result = 0
+        if result:
+            raise ArenaError(f"cannot take mutex {self.name!r}: {os.strerror(result)}")
+        return True

@@ -11,6 +11,9 @@ ever; the place is position % size.
     read      the consumer, no lock: TAIL, then entries from HEAD on; their bytes cannot change before HEAD moves
     advance   the consumer, under the commit lock, after the entries are durable: HEAD and COMMITTED
 
+The CRC covers sequence, kind and payload. Sequences are consecutive, so the consumer knows which one comes next: a
+header with another one is damaged, and what it hides is read as one entry that is not intact, up to the next whole one.
+
 A producer that dies before TAIL is stored leaves bytes that nobody sees. A consumer that dies before `advance` leaves
 entries that its successor reads again and skips by the checkpoint. HEAD never moves back: a consumer that was stopped
 and superseded can only confirm what is durable anyway.
@@ -22,7 +25,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from shmcache.arena.layout import COMMITTED, DRAIN_SIGNAL, HEAD, LAST_SEQUENCE, ROOM_SIGNAL, TAIL
+from shmcache.arena.layout import COMMITTED, DRAIN_SIGNAL, HEAD, LAST_SEQUENCE, ROOM_SIGNAL, TAIL, WORD
 from shmcache.arena.memory import Memory, Stage
 
 _HEADER = struct.Struct("<QIIII")
@@ -37,6 +40,11 @@ class Entry(NamedTuple):
     kind: int
     payload: bytes
     intact: bool
+
+
+def _seed(sequence: int, kind: int) -> int:
+    """Return what the CRC starts from, so that it covers the sequence and the kind."""
+    return (sequence ^ kind << 24) & 0xFFFFFFFF
 
 
 class NoRingRoom(Exception):
@@ -82,7 +90,7 @@ class RingRegion:
             place = 0
         sequence = stage[state + LAST_SEQUENCE] + 1
         offset = self._first + place
-        crc = _crc32(payload, sequence & 0xFFFFFFFF)
+        crc = _crc32(payload, _seed(sequence, kind))
         _HEADER.pack_into(self._buffer, offset, sequence, length, crc, kind, 0)
         self._buffer[offset + HEADER_BYTES : offset + HEADER_BYTES + length] = payload
         stage[state + TAIL] = tail + needed
@@ -92,37 +100,38 @@ class RingRegion:
     def read(self, after: int, limit_entries: int, limit_bytes: int) -> list[Entry]:
         """Return entries younger than sequence `after`, oldest first, within the limits (but at least one).
 
-        What follows a header that cannot be right comes back as one entry that is not intact, numbered as the last."""
+        Bytes that are no entry come back as one that is not intact, numbered as the last of those that it may have
+        been. Without the commit lock it may be that the head has moved on meanwhile: read again under it then."""
         words = self._words
+        size = self.size
+        position, sequence = self._start(after)
         tail = words[self.state + TAIL]
-        position = words[self.state + HEAD]
-        cursor_sequence, cursor_position = self._cursor
-        if cursor_sequence == after and position <= cursor_position <= tail:
-            position = cursor_position
         entries: list[Entry] = []
         gathered = 0
         while position < tail and len(entries) < limit_entries and gathered < limit_bytes:
-            place = position % self.size
-            left = self.size - place
-            if left < HEADER_BYTES:
+            place = position % size
+            left = size - place
+            header = self._header(place, left)
+            if header is None:
                 position += left
                 continue
-            offset = self._first + place
-            sequence, length, crc, kind, _ = _HEADER.unpack_from(self._buffer, offset)
-            if not sequence and length == left:
-                position += left
-                continue
+            sequence += 1
+            found, length, crc, kind = header
             needed = HEADER_BYTES + (length + 7 & ~7)
-            if not sequence or needed > left or position + needed > tail:
-                rest = bytes(self._buffer[offset : offset + min(left, tail - position)])
-                entries.append(Entry(words[self.state + LAST_SEQUENCE], kind, rest, False))
-                position = tail
-                break
+            if found != sequence or needed > left or position + needed > tail:
+                begin = position
+                position, sequence = self._resume(position, tail, sequence)
+                if sequence > after:
+                    entries.append(Entry(sequence, 0, self._bytes(begin, position), False))
+                    gathered += position - begin
+                continue
             position += needed
             if sequence <= after:
                 continue
-            payload = bytes(self._buffer[offset + HEADER_BYTES : offset + HEADER_BYTES + length])
-            entries.append(Entry(sequence, kind, payload, _crc32(payload, sequence & 0xFFFFFFFF) == crc))
+            offset = self._first + place + HEADER_BYTES
+            payload = bytes(self._buffer[offset : offset + length])
+            intact = _crc32(payload, _seed(sequence, kind)) == crc
+            entries.append(Entry(sequence, kind if intact else kind & 255, payload, intact))
             gathered += needed
         if entries:
             self._cursor = (entries[-1].sequence, position)
@@ -133,16 +142,11 @@ class RingRegion:
         state = self.state
         if sequence <= stage[state + COMMITTED]:
             return False
-        position = stage[state + HEAD]
         tail = stage[state + TAIL]
-        cursor_sequence, cursor_position = self._cursor
         if sequence >= stage[state + LAST_SEQUENCE]:
-            position = tail
-        elif cursor_sequence == sequence and position <= cursor_position <= tail:
-            position = cursor_position
+            stage[state + HEAD] = tail
         else:
-            position = self._position_after(position, tail, sequence)
-        stage[state + HEAD] = position
+            stage[state + HEAD] = self._position_after(sequence, tail)
         stage[state + COMMITTED] = min(sequence, stage[state + LAST_SEQUENCE])
         stage[state + ROOM_SIGNAL] = stage[state + ROOM_SIGNAL] + 1
         return True
@@ -155,18 +159,57 @@ class RingRegion:
         """Return the bytes between head and tail."""
         return max(0, self._words[self.state + TAIL] - self._words[self.state + HEAD])
 
-    def _position_after(self, position: int, tail: int, sequence: int) -> int:
-        while position < tail:
+    def _start(self, after: int) -> tuple[int, int]:
+        """Return a position from which to read entries younger than `after`, and the sequence before it."""
+        head = self._words[self.state + HEAD]
+        sequence, position = self._cursor
+        if sequence <= after and head <= position <= self._words[self.state + TAIL]:
+            return position, sequence
+        return head, self._words[self.state + COMMITTED]
+
+    def _position_after(self, wanted: int, tail: int) -> int:
+        position, sequence = self._start(wanted)
+        while position < tail and sequence < wanted:
             place = position % self.size
-            left = self.size - place
-            if left < HEADER_BYTES:
-                position += left
+            header = self._header(place, self.size - place)
+            if header is None:
+                position += self.size - place
                 continue
-            found, length, _, _, _ = _HEADER.unpack_from(self._buffer, self._first + place)
-            if not found and length == left:
-                position += left
+            sequence += 1
+            needed = HEADER_BYTES + (header[1] + 7 & ~7)
+            if header[0] != sequence or position + needed > tail:
+                resumed, sequence = self._resume(position, tail, sequence)
+                if sequence > wanted:
+                    break
+                position = resumed
+            else:
+                position += needed
+        return position
+
+    def _header(self, place: int, left: int) -> tuple[int, int, int, int] | None:
+        """Return (sequence, length, CRC, kind) of what lies at a place; None for what fills the ring's end."""
+        if left < HEADER_BYTES:
+            return None
+        sequence, length, crc, kind, _ = _HEADER.unpack_from(self._buffer, self._first + place)
+        return None if not sequence and length == left else (sequence, length, crc, kind)
+
+    def _resume(self, position: int, tail: int, sequence: int) -> tuple[int, int]:
+        """Return where the next whole entry begins behind damaged bytes, and the sequence of the last one they held."""
+        newest = self._words[self.state + LAST_SEQUENCE]
+        while (position := position + WORD) < tail:
+            place = position % self.size
+            header = self._header(place, self.size - place)
+            if header is None or not sequence < header[0] <= newest:
                 continue
-            if found > sequence or not found:
-                break
-            position += HEADER_BYTES + (length + 7 & ~7)
-        return min(position, tail)
+            found, length, crc, kind = header
+            if length > min(self.size - place, tail - position) - HEADER_BYTES:
+                continue
+            offset = self._first + place + HEADER_BYTES
+            if _crc32(self._buffer[offset : offset + length], _seed(found, kind)) == crc:
+                return position, found - 1
+        return tail, max(newest, sequence)
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        place = begin % self.size
+        first = self._buffer[self._first + place : self._first + min(place + end - begin, self.size)]
+        return bytes(first) + bytes(self._buffer[self._first : self._first + max(0, end - begin - len(first))])

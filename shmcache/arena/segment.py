@@ -1,25 +1,24 @@
-"""The SharedMemory segment of an arena: create, attach, check and unlink.
+"""The shared memory of an arena, a file in /dev/shm: create, attach, check and unlink.
 
 A segment belongs to one user: it is made with mode 0600, and a segment of another owner, of another layout, truncated,
-or still being made is refused before it is mapped. `multiprocessing.shared_memory` unlinks a segment whose mapping
-fails, under everybody who uses it, so the file is looked at first and mapped only when it is whole. Before Python 3.13
-it also registers each attachment with a resource tracker that unlinks the segment when the process ends: this is
-undone at once.
+or still being made is refused before it is mapped. `multiprocessing.shared_memory` does not do the mapping: it unlinks
+a segment whose mapping fails under everybody who uses it, and before Python 3.13 a resource tracker does the same when
+a process is killed between attaching and taking that back.
 
     create    1 open with O_EXCL   2 reserve every page (posix_fallocate)   3 write header, locks   4 READY = 1
-    attach    1 stat   2 read the header through a file descriptor   3 map
+    attach    1 open, stat   2 read the header through the descriptor   3 map the same descriptor
 
-A death before step 4 of create leaves a segment that nobody attaches; `unlink_segment` removes it.
+A failure before step 4 of create removes the segment; a death leaves one that nobody attaches: `unlink_segment` it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
+import re
 import struct
-import sys
-from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
 from shmcache.arena import layout
@@ -27,25 +26,18 @@ from shmcache.arena.layout import Layout
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, SharedMemoryTooSmall
 
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
-_HEADER = struct.Struct("<15Q")
+_HEADER = struct.Struct("<16Q")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def _prefix() -> str:
     return f"shmcache.{os.getuid()}."
 
 
-class _Segment(shared_memory.SharedMemory):
-    """A SharedMemory that nothing but `unlink_segment` unlinks: not a failed mapping, not a resource tracker."""
-
-    def __init__(self, name: str, size: int | None) -> None:
-        if sys.version_info >= (3, 13):
-            super().__init__(name, create=size is not None, size=size or 0, track=False)
-        else:
-            super().__init__(name, create=size is not None, size=size or 0)
-            resource_tracker.unregister(f"/{name}", "shared_memory")
-
-    def unlink(self) -> None:
-        """Do nothing: see the class."""
+def _path(name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise ArenaUnusable(name, "a name is 1 to 64 of A-Z a-z 0-9 _ . -")
+    return _DIRECTORY / (_prefix() + name)
 
 
 def list_arenas() -> list[str]:
@@ -60,74 +52,96 @@ def list_arenas() -> list[str]:
     return sorted(found)
 
 
-def create_segment(name: str, planned: Layout) -> shared_memory.SharedMemory:
-    """Create the segment and reserve all its pages; READY is left 0. Raises ArenaExists, SharedMemoryTooSmall."""
+def create_segment(name: str, planned: Layout) -> mmap.mmap:
+    """Create the segment, reserve all its pages and map it; READY is left 0.
+
+    Raises ArenaExists, SharedMemoryTooSmall, ArenaUnusable."""
+    path = _path(name)
     try:
-        segment = _Segment(_prefix() + name, planned.end)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         raise ArenaExists(name) from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise SharedMemoryTooSmall(name, planned.end, free_bytes()) from None
         raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
-    path = _DIRECTORY / (_prefix() + name)
-    descriptor = os.open(path, os.O_RDWR)
+    available = free_bytes()
     try:
         os.posix_fallocate(descriptor, 0, planned.end)
-    except OSError as error:
-        available = free_bytes()
-        segment.close()
+        return mmap.mmap(descriptor, planned.end)
+    except BaseException as error:
         path.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
+        if not isinstance(error, OSError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EFBIG):
             raise SharedMemoryTooSmall(name, planned.end, available) from None
-        raise
+        raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    return segment
 
 
-def attach_segment(name: str) -> tuple[shared_memory.SharedMemory, Layout]:
+def attach_segment(name: str) -> tuple[mmap.mmap, Layout]:
     """Map an existing segment; return it with its layout, read from its own header.
 
     Raises ArenaMissing, ArenaUnusable."""
-    path = _DIRECTORY / (_prefix() + name)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(_path(name), os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise ArenaMissing(name) from None
     except OSError as error:
         raise ArenaUnusable(name, f"cannot be opened: {error.strerror}") from None
     try:
-        status = os.fstat(descriptor)
-        header = os.pread(descriptor, _HEADER.size, 0)
+        placed = _check(name, os.fstat(descriptor), os.pread(descriptor, _HEADER.size, 0))
+        return mmap.mmap(descriptor, placed.end), placed
+    except OSError as error:
+        raise ArenaUnusable(name, f"cannot be mapped: {error.strerror}") from None
     finally:
         os.close(descriptor)
+
+
+def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
+    """Return the layout that a segment's header names, if all is as `create` leaves it. Raises ArenaUnusable."""
     if status.st_uid != os.getuid():
         raise ArenaUnusable(name, f"it belongs to user {status.st_uid}, not to us")
+    if status.st_mode & 0o077:
+        raise ArenaUnusable(name, f"others may write or read it (mode {status.st_mode & 0o777:o}): no arena of ours")
     if len(header) < _HEADER.size:
         raise ArenaUnusable(name, "it is truncated; remove it if nobody is making it right now")
     words = _HEADER.unpack(header)
-    if words[layout.MAGIC_WORD] != layout.MAGIC and words[layout.READY_WORD]:
+    if words[layout.MAGIC_WORD] not in (0, layout.MAGIC):
         raise ArenaUnusable(name, "it is no shmcache arena")
-    if not words[layout.READY_WORD]:
+    if words[layout.READY_WORD] != 1:
         raise ArenaUnusable(name, "it is still being made, or its maker died: remove it if nobody is making it")
     if words[layout.LAYOUT_WORD] != layout.LAYOUT_HASH:
         raise ArenaUnusable(name, "another version of shmcache made it: drain it with that version, then remove it")
-    placed = layout.place(words[layout.SIZE_WORD], *words[layout.LANE_COUNT_WORD : layout.CHARGE_RING_SIZE_WORD + 1])
-    if placed.end > status.st_size or placed.end > 1 << 46:
-        raise ArenaUnusable(name, f"it is truncated: {status.st_size:,} bytes where its header says {placed.end:,}")
+    if words[layout.NAMESPACE_WORD] != pid_namespace():
+        raise ArenaUnusable(
+            name, "it was made in another pid namespace, where locks name their holders otherwise: share that namespace"
+        )
     try:
-        segment = _Segment(_prefix() + name, None)
-    except FileNotFoundError:
-        raise ArenaMissing(name) from None
-    except OSError as error:
-        raise ArenaUnusable(name, f"cannot be mapped: {error.strerror}") from None
-    return segment, placed
+        placed = layout.plan(min(words[layout.SIZE_WORD], 1 << 46))
+    except ValueError:
+        placed = None
+    if (
+        placed is None
+        or words[layout.SIZE_WORD] != placed.size
+        or words[layout.LANE_COUNT_WORD : layout.NAMESPACE_WORD] != placed[1:8]
+    ):
+        raise ArenaUnusable(name, "its header is damaged: remove it, what was not synced is lost")
+    if placed.end != status.st_size:
+        raise ArenaUnusable(name, f"it is truncated: {status.st_size:,} bytes where its header says {placed.end:,}")
+    return placed
+
+
+def pid_namespace() -> int:
+    """Return the number of this process's pid namespace, 0 where /proc does not say."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def unlink_segment(name: str) -> None:
     """Remove a segment from /dev/shm; processes that have it mapped keep it. Nothing happens if it is gone."""
-    (_DIRECTORY / (_prefix() + name)).unlink(missing_ok=True)
+    _path(name).unlink(missing_ok=True)
 
 
 def free_bytes() -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -34,9 +35,13 @@ from shmcache.arena.layout import (
     WORD,
 )
 from shmcache.arena.memory import Memory, Stage
+from shmcache.arena.table import Table
 
 _SLOT = struct.Struct("<QIIIIQ")
 SLOT_BYTES = _SLOT.size
+_LINK = (SLOT_BYTES - WORD) // WORD
+_unpack_slot = _SLOT.unpack_from
+_pack_slot = _SLOT.pack_into
 _crc32 = zlib.crc32
 
 RESERVED_SLABS = 2
@@ -46,8 +51,15 @@ MOVES = 64
 """Slots moved in one commit of cleaning: bounds how long the commit lock is held."""
 
 
+_LONGEST_RECORD = 1 << 30
+
+
 class NoRoom(Exception):
-    """There is no free slab for a slot."""
+    """There is no free slab for a slot, or no free entry for a key."""
+
+    def __init__(self, of_entries: bool = False) -> None:
+        super().__init__(of_entries)
+        self.of_entries = of_entries
 
 
 def _rounded(size: int) -> int:
@@ -57,7 +69,7 @@ def _rounded(size: int) -> int:
 class Slabs:
     """The slabs over a memory."""
 
-    __slots__ = ("_buffer", "_count", "_first", "_size", "_table", "_words", "largest_slot", "longest_record")
+    __slots__ = ("_buffer", "_count", "_first", "_last", "_size", "_table", "_words", "largest_slot", "longest_record")
 
     def __init__(self, memory: Memory) -> None:
         self._buffer = memory.buffer
@@ -65,9 +77,10 @@ class Slabs:
         self._first = memory.layout.slabs
         self._size = memory.layout.slab_size
         self._count = memory.layout.slab_count
+        self._last = self._first + self._count * self._size - SLOT_BYTES
         self._table = memory.layout.slab_words // WORD
         self.largest_slot = self._size - SLOT_BYTES
-        self.longest_record = max(0, self._count // 2) * self.largest_slot
+        self.longest_record = min(max(0, self._count // 2) * self.largest_slot, _LONGEST_RECORD)
 
     def format(self) -> None:
         """Put all slabs on the free list. Only for who creates the segment."""
@@ -82,7 +95,7 @@ class Slabs:
         crc = _crc32(record, version & 0xFFFFFFFF)
         if length <= self.largest_slot:
             offset = self._take(stage, _rounded(length), reserve)
-            _SLOT.pack_into(self._buffer, offset, version, length, crc, entry, length, 0)
+            _pack_slot(self._buffer, offset, version, length, crc, entry, length, 0)
             begin = offset + SLOT_BYTES
             self._buffer[begin : begin + length] = record
             return offset
@@ -91,51 +104,102 @@ class Slabs:
         for begin in range((length - 1) // self.largest_slot * self.largest_slot, -1, -self.largest_slot):
             piece = whole[begin : begin + self.largest_slot]
             offset = self._take(stage, _rounded(len(piece)), reserve)
-            _SLOT.pack_into(self._buffer, offset, version, length, crc, entry, len(piece), following)
+            _pack_slot(self._buffer, offset, version, length, crc, entry, len(piece), following)
             self._buffer[offset + SLOT_BYTES : offset + SLOT_BYTES + len(piece)] = piece
             following = offset
         return following
 
     def read(self, offset: int, entry: int, version: int) -> bytes | None:
         """Return a record's bytes, or None if they are not this version of this entry's record, whole."""
-        buffer = self._buffer
-        end = self._first + self._count * self._size
-        if not self._first <= offset <= end - SLOT_BYTES or offset & 7:
+        if not self._first <= offset <= self._last or offset & 7:
             return None
-        found, length, crc, owner, here, following = _SLOT.unpack_from(buffer, offset)
+        buffer = self._buffer
+        found, length, crc, owner, here, _ = _unpack_slot(buffer, offset)
         if found != version or owner != entry:
             return None
         begin = offset + SLOT_BYTES
-        if here == length:
+        if here == length <= self.largest_slot:
             record = bytes(buffer[begin : begin + length])
         else:
-            pieces = [bytes(buffer[begin : begin + here])]
-            gathered = here
-            while following and gathered < length:
-                if not self._first <= following <= end - SLOT_BYTES or following & 7 or not here:
-                    return None
-                found, _, _, owner, here, ahead = _SLOT.unpack_from(buffer, following)
-                if found != version or owner != entry:
-                    return None
-                pieces.append(bytes(buffer[following + SLOT_BYTES : following + SLOT_BYTES + here]))
-                gathered += here
-                following = ahead
+            pieces = []
+            gathered = 0
+            for _, place, size in self._chain(buffer, offset, entry, version):
+                pieces.append(bytes(buffer[place + SLOT_BYTES : place + SLOT_BYTES + size]))
+                gathered += size
+            if gathered != length:
+                return None
             record = b"".join(pieces)
-        if len(record) != length or _crc32(record, version & 0xFFFFFFFF) != crc:
-            return None
-        return record
+        return record if _crc32(record, version & 0xFFFFFFFF) == crc else None
 
-    def discard(self, stage: Stage, offset: int, freed: list[int]) -> None:
-        """Count a record's slots as holes; slabs that have no live bytes left are added to `freed`."""
-        while offset:
-            _, _, _, _, here, following = _SLOT.unpack_from(self._buffer, offset)
+    def _chain(
+        self, buffer: memoryview, offset: int, entry: int, version: int, stage: Stage | None = None
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield (word that refers to it, offset, bytes here) of each slot of a record, from a given one on.
+
+        Ends early where a slot is not this version of this entry's record. With a stage, links are read from it."""
+        holder = entry + LOCATION
+        for _ in range(self._count + 1):
+            if not self._first <= offset <= self._last or offset & 7:
+                return
+            found, _, _, owner, here, following = _unpack_slot(buffer, offset)
+            if found != version or owner != entry or here > self.largest_slot:
+                return
+            yield holder, offset, here
+            holder = (offset + SLOT_BYTES - WORD) // WORD
+            offset = following if stage is None else stage[holder]
+
+    def discard(self, stage: Stage, entry: int, freed: list[int]) -> None:
+        """Count an entry's slots as holes; slabs that have no live bytes left are added to `freed`."""
+        version = stage[entry + VERSION]
+        for _, offset, here in self._chain(self._buffer, stage[entry + LOCATION], entry, version, stage):
             slab = (offset - self._first) // self._size
-            word = self._table + slab * SLAB_WORDS
-            live = stage[word + SLAB_LIVE] - _rounded(here)
-            stage[word + SLAB_LIVE] = max(live, 0)
+            word = self._table + slab * SLAB_WORDS + SLAB_LIVE
+            live = stage[word] - (SLOT_BYTES + (here + 7 & ~7))
+            stage[word] = live if live > 0 else 0
             if live <= 0:
                 freed.append(slab)
-            offset = following
+
+    def slots(self, entry: int, version: int, location: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (slab, offset, bytes taken) of each slot of a record."""
+        for _, offset, here in self._chain(self._buffer, location, entry, version):
+            yield (offset - self._first) // self._size, offset, _rounded(here)
+
+    def recount(self, stage: Stage, records: Iterable[tuple[int, int, int]], freed: list[int]) -> None:
+        """Set LIVE of every slab from the records there are, given as (entry, version, location).
+
+        For when a damaged slot was met, and what it held cannot be subtracted. Nothing else may be staged on slabs."""
+        live = [0] * self._count
+        for record in records:
+            for slab, _, room in self.slots(*record):
+                live[slab] += room
+        for slab, amount in enumerate(live):
+            word = self._table + slab * SLAB_WORDS
+            if stage[word + SLAB_NEXT] == SLAB_IN_USE and stage[word + SLAB_LIVE] != amount:
+                stage[word + SLAB_LIVE] = amount
+                if not amount:
+                    freed.append(slab)
+
+    def problems(self, live: list[int]) -> Iterator[str]:
+        """Yield what is wrong with the slabs, given the live bytes that the records have in each."""
+        words = self._words
+        free: set[int] = set()
+        slab = words[FREE_SLAB]
+        while slab:
+            if slab > self._count or slab in free:
+                yield f"the list of free slabs leads to {slab}, which is none, or was met before"
+                break
+            free.add(slab)
+            slab = words[self._table + (slab - 1) * SLAB_WORDS + SLAB_NEXT]
+        if words[FREE_SLABS] != len(free):
+            yield f"FREE_SLABS says {words[FREE_SLABS]}, and {len(free)} are"
+        for index, amount in enumerate(live):
+            word = self._table + index * SLAB_WORDS
+            if (words[word + SLAB_NEXT] == SLAB_IN_USE) == (index + 1 in free):
+                yield f"slab {index} is both in use and free, or neither"
+            if words[word + SLAB_LIVE] != amount:
+                yield f"slab {index} says it has {words[word + SLAB_LIVE]} live bytes, and it has {amount}"
+            if not amount <= words[word + SLAB_USED] <= self._size:
+                yield f"slab {index} of {self._size} bytes says {words[word + SLAB_USED]} are used"
 
     def give_back(self, stage: Stage, freed: list[int]) -> None:
         """Put slabs without live bytes on the free list: the last thing staged in a commit."""
@@ -152,70 +216,72 @@ class Slabs:
                 stage[FREE_SLABS] = stage[FREE_SLABS] + 1
 
     def fullest_of_holes(self) -> int | None:
-        """Return the slab in use (not the current one) with the fewest live bytes, None if cleaning frees too
-        little."""
-        table = np.frombuffer(self._words, np.uint64, self._count * SLAB_WORDS, self._table * WORD)
-        table = table.reshape(self._count, SLAB_WORDS)
+        """Return the slab in use (not the current one) with the fewest live bytes; None if they are all full."""
+        table = self._rows()
         in_use = table[:, SLAB_NEXT] == SLAB_IN_USE
         current = self._words[CURRENT_SLAB]
         if current:
             in_use[current - 1] = False
         live = np.where(in_use, table[:, SLAB_LIVE], np.uint64(2**63))
         slab = int(live.argmin())
-        least = int(live[slab])
-        return slab if least < self._size * 15 // 16 else None
+        return slab if int(live[slab]) < self._size * 15 // 16 else None
 
     def live_bytes(self) -> int:
         """Return the bytes of all slots that records refer to."""
-        table = np.frombuffer(self._words, np.uint64, self._count * SLAB_WORDS, self._table * WORD)
-        return int(table.reshape(self._count, SLAB_WORDS)[:, SLAB_LIVE].sum())
+        return int(self._rows()[:, SLAB_LIVE].sum())
 
-    def move(self, stage: Stage, slab: int, begin: int, freed: list[int]) -> int | None:
-        """Copy up to MOVES live slots of a slab away, from the place `begin` on; return where to go on, None at the
-        end."""
+    def free_bytes(self) -> int:
+        """Return the bytes that slots can be written to now: of free slabs, and behind the current slab's mark."""
+        current = self._words[CURRENT_SLAB]
+        used = self._words[self._table + (current - 1) * SLAB_WORDS + SLAB_USED] if current else self._size
+        free: int = self._words[FREE_SLABS] * self._size + self._size - used
+        return free
+
+    def is_filled(self, slab: int) -> bool:
+        """Say whether a slab is in use and no longer the current one."""
+        in_use: bool = self._words[self._table + slab * SLAB_WORDS + SLAB_NEXT] == SLAB_IN_USE
+        return in_use and slab + 1 != self._words[CURRENT_SLAB]
+
+    def live_in(self, stage: Stage, slab: int) -> int:
+        """Return the live bytes of a slab as the stage has it."""
+        return stage[self._table + slab * SLAB_WORDS + SLAB_LIVE]
+
+    def move(self, stage: Stage, table: Table, slab: int, begin: int, freed: list[int]) -> int | None:
+        """Copy up to MOVES live slots of a slab away, from the place `begin` on; return where to go on, or None.
+
+        Raises NoRoom."""
         base = self._first + slab * self._size
-        used = self._words[self._table + slab * SLAB_WORDS + SLAB_USED]
+        word = self._table + slab * SLAB_WORDS
+        used = self._words[word + SLAB_USED]
         place = begin
         moved = 0
-        while place < used:
+        while place + SLOT_BYTES <= used:
             if moved >= MOVES:
                 return place
             offset = base + place
-            version, _, _, entry, here, _ = _SLOT.unpack_from(self._buffer, offset)
+            version, _, _, entry, here, _ = _unpack_slot(self._buffer, offset)
             room = _rounded(here)
             if place + room > used:
                 break
-            holder = self._holder(stage, entry, version, offset)
+            holder = 0
+            if table.is_entry(entry) and stage[entry + VERSION] == version:
+                slots = self._chain(self._buffer, stage[entry + LOCATION], entry, version, stage)
+                holder = next((referrer for referrer, at, _ in slots if at == offset), 0)
             if holder:
                 target = self._take(stage, room, 0)
                 self._buffer[target : target + room] = self._buffer[offset : offset + room]
-                link = (SLOT_BYTES - WORD) // WORD
-                self._words[target // WORD + link] = stage[
-                    offset // WORD + link
-                ]  # its follower may have moved just now
+                # Its follower may have been moved in this very commit.
+                self._words[target // WORD + _LINK] = stage[offset // WORD + _LINK]
                 stage[holder] = target
-                word = self._table + slab * SLAB_WORDS
-                live = stage[word + SLAB_LIVE] - room
-                stage[word + SLAB_LIVE] = max(live, 0)
-                if live <= 0:
-                    freed.append(slab)
+                stage[word + SLAB_LIVE] = max(stage[word + SLAB_LIVE] - room, 0)
                 moved += 1
             place += room
         freed.append(slab)
         return None
 
-    def _holder(self, stage: Stage, entry: int, version: int, offset: int) -> int:
-        """Return the word that refers to a slot, 0 if none does: the entry's LOCATION, or its predecessor's link."""
-        if entry + LOCATION >= len(self._words) or stage[entry + VERSION] != version:
-            return 0
-        holder = entry + LOCATION
-        at = stage[holder]
-        while at and at != offset:
-            if not self._first <= at < self._first + self._count * self._size:
-                return 0
-            holder = (at + SLOT_BYTES - WORD) // WORD
-            at = stage[holder]
-        return holder if at else 0
+    def _rows(self) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        rows = np.frombuffer(self._words, np.uint64, self._count * SLAB_WORDS, self._table * WORD)
+        return rows.reshape(self._count, SLAB_WORDS)
 
     def _take(self, stage: Stage, room: int, reserve: int) -> int:
         current = stage[CURRENT_SLAB]
@@ -229,6 +295,8 @@ class Slabs:
         if stage[FREE_SLABS] <= reserve:
             raise NoRoom
         slab = stage[FREE_SLAB]
+        if not slab:
+            raise NoRoom
         word = self._table + (slab - 1) * SLAB_WORDS
         stage[FREE_SLAB] = stage[word + SLAB_NEXT]
         stage[FREE_SLABS] = stage[FREE_SLABS] - 1

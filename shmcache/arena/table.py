@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+
 from shmcache.arena.layout import (
     CHAIN,
     COUNTER,
@@ -33,6 +35,9 @@ from shmcache.arena.memory import Memory, Stage
 from shmcache.errors import ArenaFull
 
 _KEY = struct.Struct(">QQ")
+_unpack_key = _KEY.unpack
+_HOPS = range(64)
+"""How far a reader without the lock follows a chain: it may have been led onto the list of free entries."""
 
 
 class Table:
@@ -57,26 +62,43 @@ class Table:
         words[FREE_ENTRY] = self._entries
 
     def find(self, key: bytes) -> int:
-        """Return the entry of a key, or 0. Without the commit lock, 0 proves nothing."""
+        """Return the entry of a key, or 0, which without the commit lock proves nothing."""
         words = self._words
-        high, low = _KEY.unpack(key)
-        entry: int = words[self._buckets + (low & self._mask)]
-        for _ in range(self._entry_count):
-            if not entry:
-                return 0
-            if words[entry + KEY_LOW] == low and words[entry + KEY_HIGH] == high:
-                return entry
-            entry = words[entry + CHAIN] & LOW
+        high, low = _unpack_key(key)
+        try:
+            entry = words[self._buckets + (low & self._mask)]
+            for _ in _HOPS:
+                if not entry:
+                    return 0
+                if words[entry + KEY_LOW] == low and words[entry + KEY_HIGH] == high:
+                    found: int = entry
+                    return found
+                entry = words[entry + CHAIN] & LOW
+        except IndexError:  # a word that somebody else damaged
+            pass
         return 0
+
+    def find_certainly(self, key: bytes) -> int:
+        """Return the entry of a key, or 0 if there is none. Under the commit lock."""
+        return self.find(key) or self._find_far(self._words, key)
 
     def find_staged(self, stage: Stage, key: bytes) -> int:
         """Return the entry of a key as the stage has it, or 0."""
-        high, low = _KEY.unpack(key)
-        entry = stage[self._buckets + (low & self._mask)]
-        while entry:
-            if stage[entry + KEY_LOW] == low and stage[entry + KEY_HIGH] == high:
-                return entry
-            entry = stage[entry + CHAIN] & LOW
+        # Keys and chains change by `insert` and `remove` only, and both move FREE_ENTRY.
+        return self._find_far(stage, key) if FREE_ENTRY in stage else self.find_certainly(key)
+
+    def _find_far(self, words: memoryview | Stage, key: bytes) -> int:
+        high, low = _unpack_key(key)
+        try:
+            entry = words[self._buckets + (low & self._mask)]
+            for _ in range(self._entry_count):
+                if not entry:
+                    return 0
+                if words[entry + KEY_LOW] == low and words[entry + KEY_HIGH] == high:
+                    return entry
+                entry = words[entry + CHAIN] & LOW
+        except IndexError:
+            pass
         return 0
 
     def insert(self, stage: Stage, key: bytes) -> int:
@@ -84,7 +106,7 @@ class Table:
         entry = stage[FREE_ENTRY]
         if not entry:
             raise ArenaFull(ENTRY_WORDS * WORD, f"all {self._entry_count:,} entries are taken")
-        high, low = _KEY.unpack(key)
+        high, low = _unpack_key(key)
         bucket = self._buckets + (low & self._mask)
         free = stage[entry + CHAIN] & LOW
         stage[entry + KEY_HIGH] = high
@@ -139,19 +161,32 @@ class Table:
         """Return a parent's members, oldest first; None if the list changed underfoot (take the lock and ask again)."""
         words = self._words
         found: list[int] = []
-        entry = words[parent + MEMBERS] & LOW
-        while entry:
-            family = words[entry + FAMILY]
-            if family >> 32 != parent or len(found) > self._entry_count:
-                return None
-            found.append(entry)
-            entry = family & LOW
+        try:
+            entry = words[parent + MEMBERS] & LOW
+            while entry:
+                family = words[entry + FAMILY]
+                if family >> 32 != parent or len(found) > self._entry_count:
+                    return None
+                found.append(entry)
+                entry = family & LOW
+        except IndexError:
+            return None
         return found
 
     def key_of(self, entry: int) -> bytes:
         """Return the key of an entry."""
         return _KEY.pack(self._words[entry + KEY_HIGH], self._words[entry + KEY_LOW])
 
-    def every_entry(self) -> range:
-        """Return all entries, used and free."""
-        return range(self._entries, self._entries + self._entry_count * ENTRY_WORDS, ENTRY_WORDS)
+    def rows(self) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        """Return all entries, used and free, as the rows of an array over the memory. Keep it no longer than needed."""
+        rows = np.frombuffer(self._words, np.uint64, self._entry_count * ENTRY_WORDS, self._entries * WORD)
+        return rows.reshape(self._entry_count, ENTRY_WORDS)
+
+    def entry_at(self, row: int | np.intp) -> int:
+        """Return the entry of a row."""
+        return self._entries + int(row) * ENTRY_WORDS
+
+    def is_entry(self, word: int) -> bool:
+        """Say whether a word is the first of an entry."""
+        place = word - self._entries
+        return 0 <= place < self._entry_count * ENTRY_WORDS and not place % ENTRY_WORDS

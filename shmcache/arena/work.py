@@ -19,7 +19,6 @@ import numpy as np
 
 from shmcache.arena.layout import (
     COUNTER,
-    ENTRY_WORDS,
     IDLE_SIGNAL,
     LOW,
     OUTSTANDING,
@@ -30,9 +29,9 @@ from shmcache.arena.layout import (
     QUEUE_QUEUED,
     QUEUE_SIGNAL,
     QUEUE_TAIL,
-    WORD,
 )
-from shmcache.arena.memory import Memory, Stage
+from shmcache.arena.memory import Stage
+from shmcache.arena.table import Table
 
 _LANE = 32
 _ATTEMPTS = 48
@@ -53,6 +52,11 @@ class Claim(NamedTuple):
 def state_of(queue_word: int) -> int:
     """Return the state in an entry's QUEUE word."""
     return queue_word >> _STATE & 15
+
+
+def lane_of(queue_word: int) -> int:
+    """Return the lane that has claimed an entry, from its QUEUE word."""
+    return queue_word >> _LANE & 0xFFFF
 
 
 def enqueue(stage: Stage, entry: int, kind: int, counter: int) -> bool:
@@ -81,10 +85,12 @@ def take(stage: Stage, lane: int) -> tuple[int, int, int] | None:
     return entry, kind, attempt
 
 
-def release(stage: Stage, entry: int, counter: int, follow_kind: int) -> None:
-    """End a claim. If it was its counter's last, the counter's entry follows with `follow_kind` (0: nothing
-    follows)."""
-    if state_of(stage[entry + QUEUE]) != QUEUE_CLAIMED:
+def release(stage: Stage, entry: int, counter: int, follow_kind: int, lane: int) -> None:
+    """End a claim of this lane's. If it was its counter's last, the counter's entry follows (with kind 0: it does not).
+
+    Nothing happens if the claim is another's by now: its holder was taken for dead, and the work was given on."""
+    word = stage[entry + QUEUE]
+    if state_of(word) != QUEUE_CLAIMED or lane_of(word) != lane:
         return
     stage[entry + QUEUE] = 0
     stage[OUTSTANDING] = stage[OUTSTANDING] - 1
@@ -102,16 +108,18 @@ def reclaim(stage: Stage, entry: int) -> None:
     _link(stage, entry, word & 15 << _KIND | word & 255 << _ATTEMPTS | QUEUE_QUEUED << _STATE)
 
 
-def claimed_by(memory: Memory, lane: int) -> list[int]:
+def claimed_by(table: Table, lane: int) -> list[int]:
     """Return the entries that a lane has claimed, by one scan over all entries."""
-    layout = memory.layout
-    entries = np.frombuffer(memory.words, np.uint64, layout.entry_count * ENTRY_WORDS, layout.entries)
-    queue = entries.reshape(layout.entry_count, ENTRY_WORDS)[:, QUEUE]
+    queue = table.rows()[:, QUEUE]
     mine = (queue >> np.uint64(_STATE) & np.uint64(15) == QUEUE_CLAIMED) & (
         queue >> np.uint64(_LANE) & np.uint64(0xFFFF) == lane
     )
-    first = layout.entries // WORD
-    return [first + int(index) * ENTRY_WORDS for index in mine.nonzero()[0]]
+    return [table.entry_at(row) for row in mine.nonzero()[0]]
+
+
+def unfinished(table: Table) -> list[int]:
+    """Return the entries that are on the queue or claimed, by one scan over all entries."""
+    return [table.entry_at(row) for row in (table.rows()[:, QUEUE] >> np.uint64(_STATE) & np.uint64(15)).nonzero()[0]]
 
 
 def _link(stage: Stage, entry: int, word: int) -> None:

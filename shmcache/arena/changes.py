@@ -1,0 +1,180 @@
+"""What each operation of a transaction changes.
+
+Records and ring entries are written to memory that nothing refers to, the words that will refer to them are staged. All
+inside the critical section; nothing of it is visible before `Critical.publish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from shmcache.arena import transaction, work
+from shmcache.arena.layout import (
+    CHAIN,
+    COMMIT_SEQUENCE,
+    COUNTER,
+    DIRTY,
+    EVICTIONS,
+    FAMILY,
+    LOCATION,
+    MEMBERS,
+    QUEUE,
+    VERSION,
+)
+from shmcache.arena.memory import Memory, Stage
+from shmcache.arena.ring import RingRegion
+from shmcache.arena.slab import NoRoom, Slabs
+from shmcache.arena.table import Table
+from shmcache.arena.transaction import Conflict, CounterTooLow, Outcome, Transaction
+from shmcache.errors import ArenaFull, InvalidValue
+
+_SIGNED = 1 << 63
+_WRAP = 1 << 64
+
+
+def signed(word: int) -> int:
+    """Return the signed number that a counter's word stands for."""
+    return word - _WRAP if word >= _SIGNED else word
+
+
+class _Course(NamedTuple):
+    """What goes along while one transaction is staged."""
+
+    stage: Stage
+    freed: list[int]
+    counters: dict[bytes, int]
+    lane: int
+
+
+class Changes:
+    """Stages transactions over a memory."""
+
+    __slots__ = ("_rings", "_words", "slabs", "table")
+
+    def __init__(self, mapped: Memory, table: Table, slabs: Slabs, rings: Mapping[str, RingRegion]) -> None:
+        self._words = mapped.words
+        self.table = table
+        self.slabs = slabs
+        self._rings = rings
+
+    def stage(self, wanted: Transaction, stage: Stage, lane: int) -> Outcome:
+        """Stage all of a transaction, for the process of a lane.
+
+        Raises Conflict, CounterTooLow, NoRoom, NoRingRoom, InvalidValue: the stage is worth nothing then."""
+        words = self._words
+        operations = wanted.operations
+        sequences = {"write": 0, "charge": 0}
+        # Ring entries are staged first, so that a tail is the first word stored: the commit point.
+        for operation in operations:
+            if type(operation) is transaction.Append:
+                ring, kind, payload = operation
+                region = self._rings[ring]
+                if len(payload) > region.longest_payload:
+                    raise InvalidValue(
+                        f"an entry of {len(payload):,} bytes: the {ring} ring takes {region.longest_payload:,}; "
+                        "set SHMCACHE_ARENA_SIZE higher"
+                    )
+                sequences[ring] = region.append(stage, kind, payload)
+        dirty = sequences["write"]
+        version = words[COMMIT_SEQUENCE] + 1
+        stage[COMMIT_SEQUENCE] = version
+        course = _Course(stage, [], {}, lane)
+        for operation in operations:
+            if type(operation) is transaction.Put:
+                self._put(stage, operation, version, dirty, course.freed)
+            elif type(operation) is not transaction.Append:
+                self._change(operation, course)
+        if course.freed:
+            self.slabs.give_back(stage, course.freed)
+        return Outcome(dirty, sequences["charge"], course.counters)
+
+    def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, freed: list[int]) -> None:
+        key, record, parent_key, flags = put
+        if len(record) > self.slabs.longest_record:
+            raise InvalidValue(
+                f"a record of {len(record):,} bytes: this arena takes {self.slabs.longest_record:,}; "
+                "set SHMCACHE_ARENA_SIZE higher"
+            )
+        entry = self.table.find_staged(stage, key) or self.insert(stage, key)
+        if parent_key is not None and not stage[entry + FAMILY]:
+            parent = self.table.find_staged(stage, parent_key)
+            if not parent:
+                raise Conflict
+            self.table.adopt(stage, parent, entry)
+        if stage[entry + LOCATION]:
+            if stage[entry + VERSION] >= version:
+                # Written twice in one transaction: a version of its own keeps the two slots apart.
+                version = stage[COMMIT_SEQUENCE] + 1
+                stage[COMMIT_SEQUENCE] = version
+            self.slabs.discard(stage, entry, freed)
+        stage[entry + LOCATION] = self.slabs.write(stage, entry, version, record)
+        stage[entry + VERSION] = version
+        if dirty:
+            stage[entry + DIRTY] = dirty
+        if flags:
+            stage[entry + CHAIN] = stage[entry + CHAIN] | flags
+
+    def _change(self, operation: transaction.Operation, course: _Course) -> None:
+        stage, freed, counters, lane = course
+        find = self.table.find_staged
+        match operation:
+            case transaction.Touch(key, set_flags, clear_flags):
+                entry = find(stage, key) or self.insert(stage, key)
+                stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
+            case transaction.Delete(key):
+                entry = find(stage, key)
+                if entry and not (
+                    stage[entry + FAMILY] | stage[entry + MEMBERS] | stage[entry + QUEUE] | stage[entry + COUNTER]
+                ):
+                    self.remove(stage, entry, freed)
+            case transaction.Enqueue(key, kind, counter_key):
+                entry = find(stage, key) or self.insert(stage, key)
+                counter = find(stage, counter_key) or self.insert(stage, counter_key)
+                work.enqueue(stage, entry, kind, counter)
+            case transaction.Release(key, counter_key, follow_kind):
+                entry = find(stage, key)
+                counter = find(stage, counter_key)
+                if entry and counter:
+                    work.release(stage, entry, counter, follow_kind, lane)
+            case transaction.Add(key, amount, minimum):
+                entry = self._required(stage, key)
+                value = signed(stage[entry + COUNTER]) + amount
+                if minimum is not None and value < minimum:
+                    raise CounterTooLow(key, value - amount)
+                counters[key] = self._set_counter(stage, entry, value)
+            case transaction.SetCounter(key, value):
+                counters[key] = self._set_counter(stage, self._required(stage, key), value)
+            case transaction.Number(key, counter_key):
+                entry = self._required(stage, key)
+                counter = self._required(stage, counter_key)
+                if not stage[entry + COUNTER]:
+                    number = self._set_counter(stage, counter, signed(stage[counter + COUNTER]) + 1)
+                    self._set_counter(stage, entry, number)
+                counters[key] = signed(stage[entry + COUNTER])
+
+    def _required(self, stage: Stage, key: bytes) -> int:
+        entry = self.table.find_staged(stage, key)
+        if not entry:
+            raise Conflict
+        return entry
+
+    def _set_counter(self, stage: Stage, entry: int, value: int) -> int:
+        if not -_SIGNED <= value < _SIGNED:
+            raise InvalidValue(f"a counter cannot hold {value}")
+        stage[entry + COUNTER] = value % _WRAP
+        return value
+
+    def insert(self, stage: Stage, key: bytes) -> int:
+        """Stage an entry for a key that has none; return it. Raises NoRoom."""
+        try:
+            return self.table.insert(stage, key)
+        except ArenaFull:
+            raise NoRoom(of_entries=True) from None
+
+    def remove(self, stage: Stage, entry: int, freed: list[int]) -> None:
+        """Stage that an entry, on no list any more, is forgotten with its record."""
+        if stage[entry + LOCATION]:
+            self.slabs.discard(stage, entry, freed)
+        self.table.remove(stage, entry)
+        stage[EVICTIONS] = stage[EVICTIONS] + 1

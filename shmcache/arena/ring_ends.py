@@ -1,0 +1,109 @@
+"""The two ends of a ring: producers that wait for room or for durability, and the one consumer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from shmcache.arena import layout
+from shmcache.arena.critical import Critical
+from shmcache.arena.layout import COMMIT_SEQUENCE
+from shmcache.arena.memory import Memory
+from shmcache.arena.ring import Entry, RingRegion
+
+_NEVER_SECONDS = 1e9
+
+
+class Ring:
+    """A ring as producers that wait and its one consumer see it; entries are appended by `Arena.commit`."""
+
+    __slots__ = ("_critical", "_memory", "_region", "_seen_signal", "_words", "name")
+
+    def __init__(self, mapped: Memory, critical: Critical, region: RingRegion) -> None:
+        self._critical = critical
+        self._memory = mapped
+        self._words = mapped.words
+        self._region = region
+        self._seen_signal = 0
+        self.name = region.name
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence of the newest entry; 0 if there never was one."""
+        sequence: int = self._words[self._region.state + layout.LAST_SEQUENCE]
+        return sequence
+
+    @property
+    def committed_sequence(self) -> int:
+        """Everything up to this sequence is durable."""
+        sequence: int = self._words[self._region.state + layout.COMMITTED]
+        return sequence
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes between the oldest entry that is not durable and the newest."""
+        return self._region.used_bytes()
+
+    @property
+    def size(self) -> int:
+        """Size of the ring in bytes."""
+        return self._region.size
+
+    def read(self, after: int, limit_entries: int, limit_bytes: int) -> list[Entry]:
+        """Return entries younger than `after`, oldest first, within limits. For the one consumer; takes no lock.
+
+        What is damaged comes back as an entry that is not intact, which may stand for several."""
+        entries = self._region.read(after, limit_entries, limit_bytes)
+        if all(entry.intact for entry in entries):
+            return entries
+        with self._critical:  # damaged, or another consumer moved the head meanwhile
+            return self._region.read(after, limit_entries, limit_bytes)
+
+    def advance(self, sequence: int) -> None:
+        """Say that everything up to `sequence` is durable: room for producers, and the end of waiting for flushers."""
+        words = self._words
+        with self._critical:
+            stage = self._memory.stage()
+            stage[COMMIT_SEQUENCE] = words[COMMIT_SEQUENCE] + 1
+            if self._region.advance(stage, sequence):
+                self._critical.publish(stage)
+            sleepers = words[self._region.state + layout.ROOM_WAITERS]
+        if sleepers:
+            self._critical.wake(self._region.state + layout.ROOM_SIGNAL)
+
+    def request_drain(self) -> None:
+        """Ask the consumer to drain now."""
+        signal = self._region.state + layout.DRAIN_SIGNAL
+        with self._critical:
+            self._words[signal] += 1
+        self._critical.wake(signal)
+
+    def wait_for_drain(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> None:
+        """For the consumer: wait until asked to drain since the last call, or until the timeout.
+
+        `give_up` is asked after each signal that the process gets, and ends the waiting too."""
+        words = self._words
+        signal = self._region.state + layout.DRAIN_SIGNAL
+        seen = self._seen_signal
+        deadline = time.monotonic() + timeout_seconds
+        waiters = self._region.state + layout.DRAIN_WAITERS
+        self._critical.wait(signal, waiters, lambda: words[signal] != seen or give_up(), deadline)
+        self._seen_signal = words[signal]
+
+    def wait_committed(self, sequence: int, timeout_seconds: float | None) -> bool:
+        """Wait until everything up to `sequence` is durable; return whether it is. None waits without limit."""
+        committed = self._region.state + layout.COMMITTED
+        words = self._words
+        deadline = time.monotonic() + (_NEVER_SECONDS if timeout_seconds is None else timeout_seconds)
+        return self._wait_for_head(lambda: words[committed] >= sequence, deadline)
+
+    def wait_for_room(self, head: int, deadline: float) -> bool:
+        """For producers: ask for a drain and wait until the head is no longer at `head`; return whether it is not."""
+        words = self._words
+        place = self._region.state + layout.HEAD
+        self.request_drain()
+        return self._wait_for_head(lambda: words[place] != head, deadline)
+
+    def _wait_for_head(self, there: Callable[[], bool], deadline: float) -> bool:
+        state = self._region.state
+        return self._critical.wait(state + layout.ROOM_SIGNAL, state + layout.ROOM_WAITERS, there, deadline)
