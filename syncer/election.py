@@ -20,6 +20,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+ROLES = ("supervisor", "syncer", "charger")
+"""What is led: an arena, its write ring, its charge ring."""
+
 _TURN_SECONDS = 0.05
 _PATIENCE_SECONDS = 3600.0
 
@@ -56,3 +59,9 @@ class Candidate:
     def leave(self) -> None:
         """Give the lock back."""
         self._lock.release()
+
+
+def remove_locks(state_dir: Path, arena_name: str) -> None:
+    """Remove the lock files of an arena that is gone. Who waits for one of them looks at a new file from then on."""
+    for role in ROLES:
+        (state_dir / "locks" / f"{arena_name}.{role}.lock").unlink(missing_ok=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from shmcache.errors import SettingsError, ShmcacheError
+from tools.trace_file import write_traceback
 
-# The processes of the charge pool are spawned and import this module again, so commands import what they need
-# themselves.
+# Commands import what they need themselves, so that help and errors are quick.
 if TYPE_CHECKING:
     from shmcache.config import Settings
-    from tools.processes import Processes, ShouldStop
+    from tools.processes import Processes
+    from tools.supervisor import Supervisor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _common(command: F) -> F:
     for option in (
         click.option("--workers", type=click.IntRange(1, 64), help="Executor processes (SHMCACHE_WORKERS)."),
+        click.option("--arena", metavar="NAME", help="Name of the arena, shared by nobody else at the time."),
         click.option(
             "--arena-size", metavar="SIZE", help='Size of the arena, such as "256 MiB" (SHMCACHE_ARENA_SIZE).'
         ),
@@ -57,6 +57,7 @@ def cli() -> None:
 def run(
     files: tuple[Path, ...],
     workers: int | None,
+    arena: str | None,
     arena_size: str | None,
     log_level: str | None,
     repeat: int,
@@ -74,13 +75,13 @@ def run(
     from tools.run import print_summary, run_graphs
 
     settings = _settings(
-        workers=workers, arena_size=arena_size, log_level=log_level, opening_balance=opening_balance,
+        workers=workers, arena=arena, arena_size=arena_size, log_level=log_level, opening_balance=opening_balance,
         mode="direct" if direct else None,
     )  # fmt: skip
     if user is not None:
         id_bytes(user)
     graphs = [load_graph_file(path, time_scale=time_scale) for path in files or (example_path(),)]
-    summary, completed = run_graphs(graphs, repeat, user, settings)
+    summary, completed = run_graphs(graphs, repeat, user, settings, arena)
     if summary:
         print_summary(summary, as_json)
     return 0 if completed else 1
@@ -102,28 +103,32 @@ class _UntilReturned:
     def show(self) -> None:
         """Nothing to show."""
 
+    def hide(self) -> None:
+        """Nothing to hide."""
+
+    def report(self, supervisor: Supervisor) -> None:
+        """Nothing to report."""
+
 
 @cli.command()
 @click.argument("target", metavar="MODULE:CALLABLE")
 @_common
-@click.option("--arena", metavar="NAME", help="Name of the arena (SHMCACHE_ARENA).")
 def supervise(
-    target: str, workers: int | None, arena_size: str | None, log_level: str | None, arena: str | None
+    target: str, workers: int | None, arena: str | None, arena_size: str | None, log_level: str | None
 ) -> int:
     """Run a function of yours in worker processes over one arena, until all have returned.
 
     It is called without arguments in each worker, and gets its client from shmcache.get_db_client(). A worker that
-    dies or raises is started again."""
+    dies or raises is started again. SIGTERM raises SystemExit in it (install a handler of your own for another end).
+
+    Exit status 0 if all is in the database, also after SIGTERM or Ctrl-C."""
+    from tools.processes import Role
     from tools.supervisor import Supervisor
 
     settings = _settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
     function = _callable(target)
-
-    def work(_should_stop: ShouldStop) -> None:
-        function()
-
-    supervisor = Supervisor(settings, settings.arena, work, restart_workers=False)
-    return 0 if supervisor.run(_UntilReturned(), lambda: None) else 1
+    worker = Role("worker", lambda _should_stop: function(), restart_on_return=False, stop_raises=True)
+    return 0 if Supervisor(settings, settings.arena, worker).run(_UntilReturned()) else 1
 
 
 def _callable(target: str) -> Callable[[], Any]:
@@ -141,18 +146,17 @@ def _callable(target: str) -> Callable[[], Any]:
 
 def _settings(**given: Any) -> Settings:
     from shmcache.config import load_settings
+    from tools.logs import start_logging
 
     settings = load_settings(**given)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level,
-        format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s",
-    )
+    start_logging(settings.log_level)
     return settings
 
 
 def main() -> None:
     """Run the command line. An error is one line on standard error, and exit status 2."""
+    # numpy's BLAS starts a thread for each core when it is loaded; a process that forks must have none but its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
@@ -160,13 +164,15 @@ def main() -> None:
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        sys.exit(1)
     except ShmcacheError as error:
-        sys.stderr.write(f"shmcache: {error}\n")
+        sys.stderr.write(f"shmcache: {' '.join(str(error).split())}\n")
         sys.exit(2)
     except Exception as error:
-        with tempfile.NamedTemporaryFile("w", prefix="shmcache-", suffix=".log", delete=False) as log:
-            log.write(traceback.format_exc())
-        sys.stderr.write(f"shmcache: unexpected {type(error).__name__}: {error} (details in {log.name})\n")
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.stderr.write(f"shmcache: unexpected {text} (details in {write_traceback()})\n")
         sys.exit(2)
 
 

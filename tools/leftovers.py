@@ -1,20 +1,41 @@
-"""Arenas that nobody runs any more: what is on their rings goes to the database before new work begins."""
+"""Arenas that nobody runs any more: what is on their rings goes to the database before new work begins.
+
+Who supervises an arena, or drains it, holds its lock for "supervisor": so nobody drains what is in use, no two drain
+the same, and none removes an arena that another has just made anew under the same name.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import select
+import time
+from collections.abc import Callable
 
 from shmcache.arena import Arena, list_arenas
 from shmcache.config import Settings
-from shmcache.errors import ArenaMissing, ArenaUnusable
+from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
+from syncer.election import Candidate, remove_locks
 from syncer.sync_manager import SyncManager
 
 logger = logging.getLogger(__name__)
 
+_ORPHANS_SECONDS = 30.0
 
-def drain_leftovers(database_url: str, identity: bytes, settings: Settings, spare: str) -> int:
+
+def claim(name: str, settings: Settings) -> Candidate:
+    """Become the only supervisor of an arena. Raises ArenaExists if it has one."""
+    lock = Candidate(settings.state_dir, name, "supervisor")
+    if not lock.try_now():
+        raise ArenaExists(name)
+    return lock
+
+
+def drain_leftovers(
+    database_url: str, identity: bytes, settings: Settings, *, spare: str, should_stop: Callable[[], bool]
+) -> int:
     """Drain and remove every arena of this user whose processes are all dead; return how many were removed.
 
     The arena named `spare` is left alone. Graph executions that had not ended become TERMINATED. An arena of another
@@ -22,45 +43,96 @@ def drain_leftovers(database_url: str, identity: bytes, settings: Settings, spar
     warning."""
     removed = 0
     for name in list_arenas():
-        if name == spare:
-            continue
-        try:
-            arena = Arena.attach(name)
-        except ArenaMissing:
-            continue
-        except ArenaUnusable as error:
-            logger.warning("%s", error)
-            continue
-        try:
-            if any(process.alive for process in arena.processes()):
-                continue
-            if arena.identity != identity:
-                logger.warning(
-                    "arena %s was left over by a run on another database: start a run there to drain it", name
-                )
-                continue
-            if drain(arena, database_url, settings):
-                arena.unlink()
-                removed += 1
-        finally:
-            arena.close()
+        if should_stop():
+            break
+        lock = Candidate(settings.state_dir, name, "supervisor")
+        if name != spare and lock.try_now():
+            try:
+                removed += _drain_leftover(name, database_url, identity, settings, should_stop)
+            finally:
+                lock.leave()
     return removed
 
 
-def drain(arena: Arena, database_url: str, settings: Settings) -> bool:
+def open_arena(
+    name: str, size_bytes: int, identity: bytes, settings: Settings, should_stop: Callable[[], bool]
+) -> Arena:
+    """Make an arena, or attach to the one of this name that a dead supervisor left: its work goes on.
+
+    Call with its lock held. Processes of the dead supervisor are waited for, they are about to leave. Raises
+    ArenaExists where one stays, ArenaUnusable where the arena belongs to another database."""
+    waits = {"lock_wait": settings.lock_wait, "ring_wait": settings.ring_wait}
+    if name not in list_arenas():
+        return Arena.create(name, size_bytes, identity, **waits)
+    arena = Arena.attach(name, **waits)
+    if arena.identity != identity:
+        raise ArenaUnusable(name, "it belongs to another database: start a supervisor there, or choose another name")
+    _await_orphans(arena, should_stop)
+    if _living(arena):
+        raise ArenaExists(name)
+    returned = arena.release_dead()
+    logger.warning("arena %s was left over: attached to it, %d work entries go back to the queue", name, returned)
+    return arena
+
+
+def _drain_leftover(
+    name: str, database_url: str, identity: bytes, settings: Settings, should_stop: Callable[[], bool]
+) -> bool:
+    try:
+        arena = Arena.attach(name)
+    except ArenaMissing:
+        return False
+    except ArenaUnusable as error:
+        logger.warning("%s", error)
+        return False
+    try:
+        if arena.identity != identity:
+            if not _living(arena):
+                logger.warning("arena %s was left over by a run on another database: start one there to drain it", name)
+            return False
+        if _living(arena) or not drain(arena, database_url, settings, should_stop):
+            return False
+        arena.unlink()
+        remove_locks(settings.state_dir, name)
+        return True
+    finally:
+        arena.close()
+
+
+def drain(arena: Arena, database_url: str, settings: Settings, should_stop: Callable[[], bool]) -> bool:
     """End what is unfinished in an arena and carry its rings to the database; return whether all of it went."""
     logger.info("draining arena %s, which was left over", arena.name)
     arena.enter("supervisor")
     ended = terminate_unfinished(arena, database_url, settings)
     if ended:
         logger.warning("arena %s: %d graph executions had not ended, they are TERMINATED now", arena.name, ended)
-    ChargePool(arena, database_url, settings).run_once()
-    SyncManager(arena, database_url, settings).run_once()
-    left = [
-        ring.last_sequence - ring.committed_sequence
-        for ring in (arena.write_ring, arena.charge_ring)
-        if ring.last_sequence > ring.committed_sequence
-    ]
+    ChargePool(arena, database_url, settings).run_once(should_stop)
+    SyncManager(arena, database_url, settings).run_once(should_stop)
+    left = unsynced(arena)
     if left:
-        logger.warning("arena %s keeps %d entries: the database does not take them now", arena.name, sum(left))
+        logger.warning("arena %s keeps %d entries: the database does not take them now", arena.name, left)
     return not left
+
+
+def unsynced(arena: Arena) -> int:
+    """Return how many entries of both rings are not in the database yet."""
+    return sum(ring.last_sequence - ring.committed_sequence for ring in (arena.write_ring, arena.charge_ring))
+
+
+def _living(arena: Arena) -> list[int]:
+    return [process.pid for process in arena.processes() if process.alive]
+
+
+def _await_orphans(arena: Arena, should_stop: Callable[[], bool]) -> None:
+    """Wait for the processes whose supervisor died: they drain what they can, and leave."""
+    deadline = time.monotonic() + _ORPHANS_SECONDS
+    while (pids := _living(arena)) and time.monotonic() < deadline and not should_stop():
+        logger.info("arena %s: waiting for %d processes of its last supervisor to leave", arena.name, len(pids))
+        try:
+            descriptor = os.pidfd_open(pids[0])
+        except ProcessLookupError:
+            return  # of another container, or it has just left
+        try:
+            select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        finally:
+            os.close(descriptor)

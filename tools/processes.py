@@ -1,23 +1,31 @@
 """Forked processes, kept alive: started by role, reaped, started again when they die.
 
 Children are forked while this process has no threads and no open connection. They end with os._exit, so that nothing
-of the parent's is torn down in them, and get SIGTERM from the kernel when the parent dies."""
+of the parent's is torn down in them, and get SIGTERM from the kernel when the parent dies. Signals are blocked around
+the fork: none reaches a child before its own handlers are there.
+
+One that dies within a second is started again after a wait that doubles, up to a second; and if it *fails* so (its body
+raises) again and again, while none of its role has lived for a second, all is given up: CannotStart.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
 from shmcache.arena import Arena
 from shmcache.errors import ShmcacheError
+from tools.signals import QUEUED
+from tools.trace_file import write_traceback
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +33,10 @@ ShouldStop = Callable[[], bool]
 
 _PR_SET_PDEATHSIG = 1
 _QUICK_SECONDS = 1.0
+_FIRST_WAIT_SECONDS = 0.05
+_MOST_WAIT_SECONDS = 1.0
 _MOST_QUICK_FAILURES = 5
+_FAILED = 70  # sysexits.h: EX_SOFTWARE; here: the body raised, said why, and its process left
 
 
 class CannotStart(ShmcacheError):
@@ -33,16 +44,24 @@ class CannotStart(ShmcacheError):
 
 
 class Role(NamedTuple):
-    """What a process is: its name, what it runs, and whether it is started again when it returns by itself."""
+    """What a process is: its name, what it runs, and whether it is started again when it returns by itself.
+
+    `stop_raises`: SIGTERM raises SystemExit in the body, for one that does not ask `should_stop`."""
 
     name: str
     body: Callable[[ShouldStop], None]
     restart_on_return: bool = True
+    stop_raises: bool = False
 
 
 class _Child(NamedTuple):
     role: Role
     started: float
+
+
+class _Delayed(NamedTuple):
+    role: Role
+    due: float
 
 
 class Processes:
@@ -51,8 +70,11 @@ class Processes:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._children: dict[int, _Child] = {}
+        self._delayed: list[_Delayed] = []
         self._stopping: set[str] = set()
+        self._quick_deaths: dict[str, int] = {}
         self._quick_failures: dict[str, int] = {}
+        self._came_up: set[str] = set()
         self.restarts: dict[str, int] = {}
 
     def start(self, role: Role) -> int:
@@ -60,84 +82,97 @@ class Processes:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, QUEUED)
         pid = os.fork()
         if not pid:
             _live(role, self._arena, parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._children[pid] = _Child(role, time.monotonic())
         return pid
 
     def count(self, role_name: str | None = None) -> int:
-        """Return how many children live, of one role or in all."""
-        return sum(role_name in (None, child.role.name) for child in self._children.values())
+        """Return how many processes there are, or will be after a wait; of one role or in all."""
+        roles = [child.role for child in self._children.values()] + [each.role for each in self._delayed]
+        return sum(role_name in (None, role.name) for role in roles)
 
     def stop(self, *role_names: str) -> None:
         """Ask the processes of some roles to end; they are not started again."""
         self._stopping.update(role_names)
-        self.signal(signal.SIGTERM, *role_names)
-
-    def signal(self, number: int, *role_names: str) -> None:
-        """Send a signal to the processes of some roles, or to all."""
+        self._delayed = [each for each in self._delayed if each.role.name not in self._stopping]
         for pid, child in self._children.items():
-            if not role_names or child.role.name in role_names:
-                os.kill(pid, number)
+            if child.role.name in role_names:
+                os.kill(pid, signal.SIGTERM)
 
-    def reap(self) -> None:
-        """Take note of the children that ended; free what the dead held; start them again. Raises CannotStart."""
-        while self._children:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            child = self._children.pop(pid, None)
-            if child is None:
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            self._arena.release_dead()
-            name = child.role.name
-            if name in self._stopping or (code == 0 and not child.role.restart_on_return):
-                continue
-            logger.warning("%s %d %s: starting another", name, pid, f"died of signal {-code}" if code < 0 else "ended")
-            quick = code > 0 and time.monotonic() - child.started < _QUICK_SECONDS
-            self._quick_failures[name] = self._quick_failures.get(name, 0) + 1 if quick else 0
-            if self._quick_failures[name] >= _MOST_QUICK_FAILURES:
-                raise CannotStart(
-                    f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log"
-                )
-            self.restarts[name] = self.restarts.get(name, 0) + 1
-            self.start(child.role)
+    def look_after(self) -> None:
+        """Reap those that ended, free what the dead held, and start them again. Raises CannotStart."""
+        now = time.monotonic()
+        self._came_up.update(child.role.name for child in self._children.values() if now - child.started > 1)
+        for pid in list(self._children):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                child = self._children.pop(pid)
+                self._arena.release_dead()
+                self._follow(pid, child, os.waitstatus_to_exitcode(status), now)
+        for each in [each for each in self._delayed if each.due <= now]:
+            self._delayed.remove(each)
+            self.start(each.role)
 
     def kill(self) -> None:
         """End all children at once, with SIGKILL, and wait for them."""
-        self._stopping.update(child.role.name for child in self._children.values())
-        self.signal(signal.SIGKILL)
-        for pid in list(self._children):
+        self._delayed.clear()
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
             os.waitpid(pid, 0)
         self._children.clear()
         self._arena.release_dead()
 
+    def _follow(self, pid: int, child: _Child, code: int, now: float) -> None:
+        """Decide what comes after a child that ended with `code` (negative: of that signal)."""
+        name = child.role.name
+        if name in self._stopping or (code == 0 and not child.role.restart_on_return):
+            return
+        quick = now - child.started < _QUICK_SECONDS
+        self._quick_deaths[name] = self._quick_deaths.get(name, 0) + 1 if quick else 0
+        self._quick_failures[name] = self._quick_failures.get(name, 0) + 1 if quick and code == _FAILED else 0
+        if self._quick_failures[name] >= _MOST_QUICK_FAILURES and name not in self._came_up:
+            raise CannotStart(f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log")
+        wait = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(self._quick_deaths[name], 20)) if quick else 0.0
+        ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        logger.warning("%s %d %s: starting another", name, pid, ended)
+        self.restarts[name] = self.restarts.get(name, 0) + 1
+        self._delayed.append(_Delayed(child.role, now + wait))
 
-def _live(role: Role, arena: Arena, parent: int) -> None:
+
+def _live(role: Role, arena: Arena, parent: int) -> NoReturn:
     """Be a child: never returns."""
-    status = 1
+    status = _FAILED
     stop = False
 
-    def ask_to_stop(_number: int, _frame: object) -> None:
+    def ask_to_stop(number: int, _frame: object) -> None:
         nonlocal stop
         stop = True
+        if role.stop_raises:
+            sys.exit(128 + number)
 
     try:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, ask_to_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        multiprocessing.current_process().name = role.name  # for the log
         setproctitle(f"shmcache: {role.name} ({arena.name})")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, QUEUED)
         arena.enter(role.name)
         role.body(lambda: stop or os.getppid() != parent)
         status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else _FAILED
     except ShmcacheError as error:
         logger.error("%s", error)
     except BaseException as error:
-        logger.error("%s failed: %s: %s", role.name, type(error).__name__, error)
-        logger.debug("where it failed", exc_info=True)
+        logger.error("%s failed: %s: %s (details in %s)", role.name, type(error).__name__, error, write_traceback())
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -12,30 +12,28 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Protocol
 
 from shmcache import session
-from shmcache.arena import Arena, free_bytes, list_arenas
+from shmcache.arena import Arena, free_bytes
 from shmcache.config import Settings
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import identity, migrate
-from shmcache.errors import ArenaExists, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
+from syncer.election import remove_locks
 from syncer.sync_manager import SyncManager
-from tools.leftovers import drain_leftovers
-from tools.processes import Processes, Role, ShouldStop
+from tools.leftovers import claim, drain, drain_leftovers, open_arena, unsynced
+from tools.processes import Processes, Role
+from tools.signals import SignalQueue
 
 logger = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.1
 _SYNCERS = 2
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
 class LeftAtOnce(BaseException):
@@ -57,20 +55,22 @@ class Job(Protocol):
     def show(self) -> None:
         """Show how far it is; called some ten times a second."""
 
+    def hide(self) -> None:
+        """Show it no longer."""
+
+    def report(self, supervisor: Supervisor) -> None:
+        """Say what came of it: everything is in the database, which still runs."""
+
 
 class Supervisor:
-    """Runs a job over an arena of its own. `work` is what each worker process does.
+    """Runs a job over an arena of its own, in workers of a role."""
 
-    `restart_workers` says whether a worker that returns by itself is started again."""
-
-    def __init__(
-        self, settings: Settings, arena_name: str, work: Callable[[ShouldStop], None], restart_workers: bool = True
-    ) -> None:
+    def __init__(self, settings: Settings, arena_name: str, worker: Role) -> None:
         self._settings = settings
         self._arena_name = arena_name
-        self._worker = Role("worker", work, restart_workers)
-        self._pending_signals: list[int] = []
-        self._interrupted = False
+        self._worker = worker
+        self._signals = SignalQueue()
+        self.interrupted = False
         self.database_url = settings.database_url or ""
         self.worker_restarts = 0
         self.unsynced = 0
@@ -78,41 +78,50 @@ class Supervisor:
         self.finished_at = 0.0
         self.arena_id = ""
 
-    def run(self, job: Job, report: Callable[[], None]) -> bool:
-        """Do a job from start to end; `report` is called when everything is in the database, which still runs then.
+    def run(self, job: Job) -> bool:
+        """Do a job from start to end; return whether it ended in order, with everything in the database.
 
-        Returns False if a signal ended it early. Raises ShmcacheError where it cannot start."""
+        `interrupted` says whether a signal ended it early. Raises ShmcacheError where it cannot start."""
         server = None
         # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-        previous = {number: signal.signal(number, self._queue_signal) for number in _SIGNALS}
-        try:
-            if not self.database_url:
-                server = EmbeddedServer.start(self._settings.state_dir)
-                self.database_url = server.url
-            self._supervise(job)
-            report()
-        except LeftAtOnce:
-            logger.warning("left at once: what is not in the database yet stays in arena %s; the next start drains it",
-                           self._arena_name)  # fmt: skip
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            if server is not None:
-                server.stop()
-        return not self._interrupted
+        with self._signals:
+            try:
+                if not self.database_url:
+                    server = EmbeddedServer.start(self._settings.state_dir)
+                    self.database_url = server.url
+                lock = claim(self._arena_name, self._settings)
+                try:
+                    ended_in_order = self._supervise(job)
+                finally:
+                    lock.leave()
+                if ended_in_order:
+                    job.report(self)
+                return ended_in_order
+            except LeftAtOnce:
+                logger.warning("left at once: the next start drains what arena %s holds", self._arena_name)
+                return False
+            finally:
+                if server is not None:
+                    server.stop()
 
-    def _supervise(self, job: Job) -> None:
+    def _supervise(self, job: Job) -> bool:
+        settings = self._settings
         with connect(self.database_url, application_name="shmcache supervisor") as connection:
             migrate(connection)
             database_identity = identity(connection)
-        settings = self._settings
-        drain_leftovers(self.database_url, database_identity, settings, spare=self._arena_name)
+        drain_leftovers(
+            self.database_url, database_identity, settings,
+            spare=self._arena_name, should_stop=lambda: not self._signals.is_empty,
+        )  # fmt: skip
         job.begin(self.database_url)
-        arena = self._open_arena(database_identity)
+        arena = open_arena(
+            self._arena_name, arena_size(settings), database_identity, settings, lambda: not self._signals.is_empty
+        )
+        counted_before = arena.counter_totals()
         self.arena_id = arena.arena_id
         processes = Processes(arena)
-        drained = False
+        ended = False
         try:
             arena.enter("supervisor")
             session.prepare(arena, self.database_url, settings)
@@ -120,42 +129,20 @@ class Supervisor:
             job.submit()
             session.forget()  # its connection must not be open when a worker is forked anew
             session.prepare(arena, self.database_url, settings)
-            self._loop(processes, lambda: self._interrupted or job.is_done(processes), job.show)
-            if self._interrupted:
-                self._end_workers(processes, job)
-                terminate_unfinished(arena, self.database_url, settings)
-            drained = self._drain(arena, processes, job)
-            self.finished_at = time.monotonic()
-            processes.stop("worker", "syncer", "charger")
-            self._loop(processes, lambda: self._ended(arena, processes), job.show)
+            self._loop(processes, job, lambda: self.interrupted or job.is_done(processes), self._idle_or_signal(arena))
+            ended = self._end(arena, processes, job)
         finally:
+            job.hide()
             processes.kill()
             self.worker_restarts = processes.restarts.get("worker", 0)
-            self.counters = arena.counter_totals()
+            self.counters = {name: total - counted_before[name] for name, total in arena.counter_totals().items()}
             self.unsynced = unsynced(arena)
             session.forget()
-            if drained or (not self.unsynced and not arena.outstanding()):
+            if ended or not (self.unsynced or arena.outstanding()):
                 arena.unlink()
+                remove_locks(settings.state_dir, self._arena_name)
             arena.close()
-
-    def _open_arena(self, database_identity: bytes) -> Arena:
-        """Make the arena, or attach to the one of this name that a dead supervisor left: its work goes on.
-
-        Raises ArenaExists where a living process uses it, ArenaUnusable where it belongs to another database."""
-        settings, name = self._settings, self._arena_name
-        waits = {"lock_wait": settings.lock_wait, "ring_wait": settings.ring_wait}
-        if name not in list_arenas():
-            return Arena.create(name, arena_size(settings), database_identity, **waits)
-        arena = Arena.attach(name, **waits)
-        if any(process.alive for process in arena.processes()):
-            raise ArenaExists(name)
-        if arena.identity != database_identity:
-            raise ArenaUnusable(
-                name, "it belongs to another database: start a supervisor there, or choose another name"
-            )
-        returned = arena.release_dead()
-        logger.warning("arena %s was left over: attached to it, %d work entries go back to the queue", name, returned)
-        return arena
+        return ended
 
     def _start_children(self, arena: Arena, processes: Processes) -> None:
         settings, url = self._settings, self.database_url
@@ -166,61 +153,52 @@ class Supervisor:
         for _ in range(settings.workers):
             processes.start(self._worker)
 
-    def _loop(self, processes: Processes, done: Callable[[], bool], show: Callable[[], None]) -> None:
-        """Act on signals and deaths until `done()`."""
+    def _loop(self, processes: Processes, job: Job, done: Callable[[], bool], wait: Callable[[float], object]) -> None:
+        """Act on signals and deaths until `done()`; `wait` for what may change that, for a turn at most."""
         while True:
-            while self._pending_signals:
-                number = self._pending_signals.pop(0)
-                if number == signal.SIGCHLD:
-                    continue
-                if self._interrupted:
+            for number in self._signals.requests():
+                if self.interrupted:
                     raise LeftAtOnce
-                self._interrupted = True
-                logger.warning("%s: ending in order; once more to leave at once", signal.Signals(number).name)
-            processes.reap()
+                self.interrupted = True
+                logger.warning("%s: ending in order; once more to leave at once", number.name)
+            processes.look_after()
             if done():
                 return
-            show()
-            self._wait()
+            job.show()
+            wait(_TURN_SECONDS)
 
-    def _wait(self) -> None:
-        """Wait for a signal, or a turn's end."""
-        if not self._pending_signals:
-            signal.sigtimedwait([], _TURN_SECONDS)
+    def _idle_or_signal(self, arena: Arena) -> Callable[[float], object]:
+        """Return how to wait for the end of all work, if there is some; a signal is seen at the end of the turn."""
+        return lambda seconds: arena.wait_idle(seconds) if arena.outstanding() else self._signals.wait(seconds)
 
-    def _end_workers(self, processes: Processes, job: Job) -> None:
-        processes.stop("worker")
-        self._loop(processes, lambda: not processes.count("worker"), job.show)
+    def _end(self, arena: Arena, processes: Processes, job: Job) -> bool:
+        """Let the workers leave, the charges settle and the rings drain; then end all processes.
 
-    def _drain(self, arena: Arena, processes: Processes, job: Job) -> bool:
-        """Wait until both rings are in the database, while syncers and charger are kept alive."""
-        rings = (arena.charge_ring, arena.write_ring)
-
-        def done() -> bool:
-            for ring in rings:
-                if ring.committed_sequence < ring.last_sequence:
-                    ring.request_drain()
-                    if not ring.wait_committed(ring.last_sequence, _TURN_SECONDS):
-                        return False
-            return not unsynced(arena)
-
-        if self._settings.mode == "cached":
-            self._loop(processes, done, job.show)
+        Returns whether all is in the database."""
+        settings = self._settings
+        if self.interrupted:
+            processes.stop("worker")
+            self._loop(processes, job, lambda: not processes.count("worker"), self._signals.wait)
+        work_left = bool(arena.outstanding())
+        if settings.mode == "cached":
+            if work_left:
+                terminate_unfinished(arena, self.database_url, settings)
+            self._loop(processes, job, lambda: not unsynced(arena), lambda seconds: _await_commit(arena, seconds))
+        self.finished_at = time.monotonic()
+        processes.stop("worker", "syncer", "charger")
+        self._loop(processes, job, lambda: not processes.count(), self._signals.wait)
+        if work_left and settings.mode == "direct":
+            return drain(arena, self.database_url, settings, lambda: not self._signals.is_empty)
         return not unsynced(arena)
 
-    def _ended(self, arena: Arena, processes: Processes) -> bool:
-        """Say whether all children have ended, and wake those that wait for their next drain."""
-        for ring in (arena.charge_ring, arena.write_ring):
+
+def _await_commit(arena: Arena, timeout_seconds: float) -> None:
+    """Wait until a ring that is not drained is, or for the timeout."""
+    for ring in (arena.charge_ring, arena.write_ring):
+        if ring.committed_sequence < ring.last_sequence:
             ring.request_drain()
-        return not processes.count()
-
-    def _queue_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._pending_signals.append(number)
-
-
-def unsynced(arena: Arena) -> int:
-    """Return how many entries of both rings are not in the database yet."""
-    return sum(ring.last_sequence - ring.committed_sequence for ring in (arena.write_ring, arena.charge_ring))
+            ring.wait_committed(ring.last_sequence, timeout_seconds)
+            return
 
 
 def arena_size(settings: Settings) -> int:

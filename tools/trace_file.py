@@ -1,0 +1,13 @@
+"""Tracebacks go to a file: who uses the command line gets one line that says where."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+
+
+def write_traceback() -> str:
+    """Write the traceback of the exception at hand to a new file; return its path."""
+    with tempfile.NamedTemporaryFile("w", prefix="shmcache-", suffix=".log", delete=False) as log:
+        log.write(traceback.format_exc())
+    return log.name
