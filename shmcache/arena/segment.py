@@ -57,13 +57,16 @@ def create_segment(name: str, planned: Layout) -> mmap.mmap:
 
     Raises ArenaExists, SharedMemoryTooSmall, ArenaUnusable."""
     path = _path(name)
+    available = free_bytes()
+    if planned.end > available and not path.exists():
+        # Reserving would take all there is, page by page, before it fails: enough to get somebody killed.
+        raise SharedMemoryTooSmall(name, planned.end, available)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         raise ArenaExists(name) from None
     except OSError as error:
         raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
-    available = free_bytes()
     try:
         os.posix_fallocate(descriptor, 0, planned.end)
         return mmap.mmap(descriptor, planned.end)
