@@ -26,6 +26,7 @@ from shmcache.codec import json_text
 from shmcache.config import Settings
 from shmcache.database import queries
 from shmcache.database.connection import address, connect
+from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
 from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
@@ -51,6 +52,10 @@ Step = tuple[str, Mapping[str, Any]]
 _RERUN = (errors.DeadlockDetected, errors.SerializationFailure)
 _INVALID_CLASSES = ("22", "54")
 """SQLSTATE classes of values that cannot be stored: data exceptions, limits (a name too long for its index)."""
+
+
+def _json(value: Any) -> str:
+    return exact_floats(json_text(value))
 
 
 class _Transaction:
@@ -145,7 +150,7 @@ class DirectClient(ExecutionDataClient):
         identifier = new_id()
         id_bytes(graph_id)
         id_bytes(user_id)
-        text = None if inputs is None else json_text(freeze(inputs))
+        text = None if inputs is None else _json(inputs)
         given = {"id": identifier, "graph_id": graph_id, "user_id": user_id, "inputs": text, "time": self._now()}
         rows = self._run(("create_graph_execution", given), ("load_graph_execution", {"id": identifier}))
         if not rows:
@@ -164,7 +169,7 @@ class DirectClient(ExecutionDataClient):
         """See ExecutionDataClient. Blocks."""
         given = {
             "name": input_name,
-            "value": json_text(freeze(input_data)),
+            "value": _json(input_data),
             "time": self._now(),
             "source_id": source and source.node_exec_id,
             "source_ordinal": source and source.ordinal,
@@ -195,7 +200,7 @@ class DirectClient(ExecutionDataClient):
             "id": node_exec_id,
             "ordinal": ordinal,
             "names": [name for name, _ in values],
-            "values": [json_text(freeze(value)) for _, value in values],
+            "values": [_json(value) for _, value in values],
             "times": [self._now() for _ in values],
         }
         id_bytes(node_exec_id)
@@ -218,9 +223,9 @@ class DirectClient(ExecutionDataClient):
             "status": status.value,
             "allowed": [each.value for each in ALLOWED_FROM[status]],
             "time": self._now(),
-            "stats": json_text(freeze(stats or {})),
+            "stats": _json(stats or {}),
             "names": list(data),
-            "values": [json_text(freeze(value)) for value in data.values()],
+            "values": [_json(value) for value in data.values()],
         }
         rows = self._run(("move_node_execution", given), ("load_node_execution", {"id": node_exec_id}))
         return self._node_execution(rows, node_exec_id)
@@ -235,7 +240,7 @@ class DirectClient(ExecutionDataClient):
             "status": status and status.value,
             "allowed": [each.value for each in ALLOWED_FROM[status]] if status else [],
             "time": self._now(),
-            "stats": json_text(freeze(stats or {})),
+            "stats": _json(stats or {}),
         }
         rows = self._run(("move_graph_execution", given), ("load_graph_execution", {"id": graph_exec_id}))
         if not rows:
@@ -267,7 +272,7 @@ class DirectClient(ExecutionDataClient):
         transaction_key: str | None = None,
     ) -> int:
         """See ExecutionDataClient. Blocks."""
-        text = json_text(dict(metadata or {}))
+        text = _json(dict(metadata or {}))
         charge = Charge(transaction_key or new_id(), user_id, cost, "spend", None, None, time.time(), text)
         return self._spend([charge], None)
 

@@ -6,12 +6,13 @@ merged first, because one INSERT ... ON CONFLICT refuses to touch a row twice: o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import psycopg
 
 from shmcache.database.arrays import plain_array, text_array
+from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
 from shmcache.writes import GraphExecutionWrite, InputWrite, NodeExecutionWrite, OutputWrite, Write
 
@@ -33,24 +34,29 @@ def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) ->
             inputs[write.node_exec_id, write.name] = write
         elif type(write) is GraphExecutionWrite:
             graph_executions[write.id] = _merged(graph_executions.get(write.id), write)
-    for name, texts, rows in (
-        ("write_graph_executions", {"inputs_json", "stats_json"}, graph_executions),
-        ("write_node_executions", {"stats_json"}, node_executions),
-        ("write_inputs", {"name", "value_json"}, inputs),
-        ("write_outputs", {"name", "value_json"}, outputs),
+    for name, rows in (
+        ("write_graph_executions", graph_executions),
+        ("write_node_executions", node_executions),
+        ("write_inputs", inputs),
+        ("write_outputs", outputs),
     ):
         if rows:
-            _write(connection, name, texts, rows)
+            _write(connection, name, rows)
 
 
-def _write(connection: psycopg.Connection[Any], name: str, texts: Collection[str], rows: Mapping[Any, Write]) -> None:
+def _write(connection: psycopg.Connection[Any], name: str, rows: Mapping[Any, Write]) -> None:
     # Sorted by key, so that two hosts' batches lock rows in one order.
     ordered = [rows[key] for key in sorted(rows)]
     columns = [
-        text_array(column) if field in texts else plain_array(column)
-        for field, column in zip(ordered[0]._fields, zip(*ordered, strict=True), strict=True)
+        _array(field, column) for field, column in zip(ordered[0]._fields, zip(*ordered, strict=True), strict=True)
     ]
     connection.execute(statement(name), columns, prepare=True)
+
+
+def _array(field: str, column: Sequence[Any]) -> str:
+    if field.endswith("_json"):
+        return text_array([exact_floats(text) for text in column])
+    return text_array(column) if field == "name" else plain_array(column)
 
 
 def _merged(earlier: E | None, later: E) -> E:

@@ -137,7 +137,16 @@ class EmbeddedServer:
         if self._run_as is not None:
             shutil.chown(unfinished, self._run_as)
         self._command(
-            "initdb", "-D", str(unfinished), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"
+            "initdb",
+            "-D",
+            str(unfinished),
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--set",
+            "dynamic_shared_memory_type=mmap",
         )
         unfinished.rename(self._data)
 

@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
+from shmcache.codec import json_text
+from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
 from shmcache.frozen import FrozenDict, FrozenList, freeze
 from shmcache.records import (
@@ -26,19 +28,23 @@ from shmcache.records import (
 Connection = psycopg.Connection[Any]
 
 
+def _jsonb(value: Any) -> Jsonb:
+    return Jsonb(value, dumps=lambda each: exact_floats(json_text(each)))
+
+
 def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:
     """Save a graph and its nodes. A graph that is there already is left as it is: its id names its content."""
     links = list(dict.fromkeys(link for node in nodes for link in node.output_links))
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(statement("save_graph"), {"id": graph.id, "name": graph.name, "starts": Jsonb(graph.starts)})
+        cursor.execute(statement("save_graph"), {"id": graph.id, "name": graph.name, "starts": _jsonb(graph.starts)})
         cursor.executemany(
             statement("save_node"),
             [
                 {
                     **{name: getattr(node, name) for name in ("id", "graph_id", "name", "block_id")},
                     "position": position,
-                    "input_default": Jsonb(node.input_default),
-                    "constants": Jsonb(node.constants),
+                    "input_default": _jsonb(node.input_default),
+                    "constants": _jsonb(node.constants),
                 }
                 for position, node in enumerate(nodes)
             ],
