@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -189,7 +190,9 @@ def _attach_and_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
-def test_the_end_of_an_attached_child_leaves_the_segment(name: str, method: str) -> None:
+def test_the_end_of_an_attached_child_leaves_the_segment(
+    name: str, method: Literal["spawn", "forkserver", "fork"]
+) -> None:
     with Arena.create(name, SIZE) as arena:
         child = multiprocessing.get_context(method).Process(target=_attach_and_end, args=(name,))
         child.start()
