@@ -459,8 +459,8 @@ class CachedClient(ExecutionDataClient):
     # Small things
 
     def _now(self) -> float:
-        """Return the time, later than any this process gave before, so that sorting by time keeps the order."""
-        self._last_time = now = max(time.time(), self._last_time + 1e-6)
+        """Return the time in whole microseconds, as PostgreSQL keeps it, later than any this process gave before."""
+        self._last_time = now = max(round(time.time(), 6), round(self._last_time + 1e-6, 6))
         return now
 
 

@@ -74,7 +74,8 @@ class _Shape(NamedTuple):
 
 def _shape(node: NodeDefinition) -> _Shape:
     links_from: dict[str, list[Link]] = {}
-    for link in node.output_links:
+    # In the order of the sinks, so that two nodes that feed the same ones lock them in one order.
+    for link in sorted(node.output_links, key=lambda link: link.sink_node_id):
         links_from.setdefault(link.source_name, []).append(link)
     statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
     return _Shape(links_from, frozenset(link.sink_name for link in node.input_links), statics)
@@ -88,6 +89,7 @@ class Manager:
         self._should_stop = should_stop
         self._max_attempts = max_attempts
         self._shapes: dict[str, _Shape] = {}
+        self._unsure = False
 
     def do(self, work: Work) -> None:
         """Do one entry of the work queue, to its end. Raises Stopped."""
@@ -116,6 +118,9 @@ class Manager:
         client = self._client
 
         def start() -> None:
+            if self._unsure and client.get_latest_node_execution(node_id, graph_exec.id) is not None:
+                self._put_back_queued_of(graph_exec.id)
+                return
             identifier, _ = client.upsert_execution_input(node_id, graph_exec.id, None)
             for name, value in inputs.items():
                 client.upsert_execution_input(node_id, graph_exec.id, name, value, identifier)
@@ -154,15 +159,15 @@ class Manager:
         self._persist(client.atomically, finish)
 
     def _put_back_queued(self, work: Work) -> None:
-        """Put every QUEUED execution of the graph on the queue: the dead worker may have queued it in the data only."""
-        client = self._client
+        """Put what the dead worker had queued on the queue: it may have come no further than the data with it."""
         graph_exec_id = work.id
         if work.kind is WorkKind.RUN:
-            graph_exec_id = self._persist(client.get_node_execution, work.id).graph_exec_id
-        queued = self._persist(client.get_node_executions, graph_exec_id, None, None, [ExecutionStatus.QUEUED])
-        for execution in queued:
-            if execution.id != work.id:
-                self._persist(client.put_work, WorkKind.RUN, execution.id, graph_exec_id)
+            graph_exec_id = self._persist(self._client.get_node_execution, work.id).graph_exec_id
+        self._persist(self._put_back_queued_of, graph_exec_id)
+
+    def _put_back_queued_of(self, graph_exec_id: str) -> None:
+        for execution in self._client.get_node_executions(graph_exec_id, None, None, [ExecutionStatus.QUEUED]):
+            self._client.put_work(WorkKind.RUN, execution.id, graph_exec_id)
 
     # A node execution
 
@@ -288,7 +293,7 @@ class Manager:
         client = self._client
         for link in links:
             sink = client.get_node(link.sink_node_id)
-            if again and self._was_fed(graph_exec_id, link, source):
+            if (again or self._unsure) and self._was_fed(graph_exec_id, link, source):
                 continue
             statics = self._shape_of(sink).statics
             before = client.get_latest_node_execution(sink.id, graph_exec_id) if statics else None
@@ -331,9 +336,13 @@ class Manager:
         return shape
 
     def _was_fed(self, graph_exec_id: str, link: Link, source: InputSource) -> bool:
-        """Say whether an earlier attempt gave this output to this link."""
-        executions = self._client.get_node_executions(graph_exec_id, link.sink_node_id)
-        return any(each.sources.get(link.sink_name) == source for each in executions)
+        """Say whether an earlier attempt gave this output to this link; what it queued by that is on the queue then."""
+        for execution in self._client.get_node_executions(graph_exec_id, link.sink_node_id):
+            if execution.sources.get(link.sink_name) == source:
+                if execution.status is ExecutionStatus.QUEUED:
+                    self._client.put_work(WorkKind.RUN, execution.id, graph_exec_id)
+                return True
+        return False
 
     # Patience
 
@@ -342,10 +351,14 @@ class Manager:
         waited = False
         while True:
             try:
-                return action(*arguments, **options)
+                result = action(*arguments, **options)
+                self._unsure = False
+                return result
             except (RingFull, DatabaseUnavailable) as error:
                 if self._should_stop():
                     raise Stopped from error
+                # A connection that was lost under a commit does not say whether the commit went through.
+                self._unsure = isinstance(error, DatabaseUnavailable)
                 if not waited:
                     logger.warning("waiting: %s", error)
                     waited = True

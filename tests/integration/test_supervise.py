@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -89,10 +90,12 @@ def test_an_arena_whose_supervisor_was_killed_is_attached_to_and_its_work_goes_o
     first = supervise("once", "supervisor")
     children: list[psutil.Process] = []
     while first.poll() is None:
-        children = psutil.Process(first.pid).children(recursive=True) or children
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(first.pid).children(recursive=True) or children
     for child in children:
-        if child.is_running() and "resource_tracker" not in " ".join(child.cmdline()):
-            child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
     first.communicate()
     psutil.wait_procs(children, timeout=30)
     with Arena.attach(f"supervise-{os.getpid()}") as left:
