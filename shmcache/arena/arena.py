@@ -303,17 +303,21 @@ class Arena:
                 self._make_room(lacking, deadline)
 
     def _commit_once(self, wanted: Transaction) -> Outcome:
+        words = self._words
         with self._critical:
             lane = self._lane or self._lane_or_none()
             if wanted.evictions is not None or wanted.expected:
                 self._check_expectations(wanted, lane)
             stage = self._memory.stage()
             outcome = self._changes.stage(wanted, stage, lane)
-            wake = self._wakeups(stage, outcome)
+            wake: list[int] | None = None
+            if outcome.write_sequence or outcome.charge_sequence or QUEUE_SIGNAL in stage or IDLE_SIGNAL in stage:
+                wake = self._wakeups(stage, outcome)
             self._critical.publish(stage)
-            self._lanes.count(lane, Counter.COMMITS, 1)
-        for word in wake:
-            self._critical.wake(word)
+            words[self._lanes.first_counter(lane)] += 1
+        if wake:
+            for word in wake:
+                self._critical.wake(word)
         return outcome
 
     def _check_expectations(self, wanted: Transaction, lane: int) -> None:
@@ -334,15 +338,11 @@ class Arena:
         """Return the signals that somebody waits for and that the stage changes; stage a drain that has become due."""
         wake = []
         words = self._words
-        if outcome.write_sequence or outcome.charge_sequence:
-            for region in self._regions:
-                tail = stage.get(region.state + layout.TAIL)
-                if tail is None:
-                    continue
-                if region.used_bytes() < region.high_water <= tail - words[region.state + layout.HEAD]:
-                    region.ask_to_drain(stage)
-                    if words[region.state + layout.DRAIN_WAITERS]:
-                        wake.append(region.state + layout.DRAIN_SIGNAL)
+        for region, sequence in zip(self._regions, outcome, strict=False):
+            if sequence and region.is_crossed(stage):
+                region.ask_to_drain(stage)
+                if words[region.state + layout.DRAIN_WAITERS]:
+                    wake.append(region.state + layout.DRAIN_SIGNAL)
         if QUEUE_SIGNAL in stage and words[QUEUE_WAITERS]:
             wake.append(QUEUE_SIGNAL)
         if IDLE_SIGNAL in stage and words[IDLE_WAITERS]:

