@@ -45,8 +45,10 @@ def drain_leftovers(
     for name in list_arenas():
         if should_stop():
             break
+        if name == spare or not _belongs_to(name, identity):
+            continue
         lock = Candidate(settings.state_dir, name, "supervisor")
-        if name != spare and lock.try_now():
+        if lock.try_now():
             try:
                 removed += _drain_leftover(name, database_url, identity, settings, should_stop)
             finally:
@@ -75,9 +77,8 @@ def open_arena(
     return arena
 
 
-def _drain_leftover(
-    name: str, database_url: str, identity: bytes, settings: Settings, should_stop: Callable[[], bool]
-) -> bool:
+def _belongs_to(name: str, identity: bytes) -> bool:
+    """Say whether an arena is there, can be used, and holds what is for this database."""
     try:
         arena = Arena.attach(name)
     except ArenaMissing:
@@ -86,11 +87,23 @@ def _drain_leftover(
         logger.warning("%s", error)
         return False
     try:
-        if arena.identity != identity:
-            if not _living(arena):
-                logger.warning("arena %s was left over by a run on another database: start one there to drain it", name)
-            return False
-        if _living(arena) or not drain(arena, database_url, settings, should_stop):
+        if arena.identity != identity and not _living(arena):
+            logger.warning("arena %s was left over by a run on another database: start one there to drain it", name)
+        return arena.identity == identity
+    finally:
+        arena.close()
+
+
+def _drain_leftover(
+    name: str, database_url: str, identity: bytes, settings: Settings, should_stop: Callable[[], bool]
+) -> bool:
+    """Drain and remove an arena whose lock is held; return whether it is gone."""
+    try:
+        arena = Arena.attach(name)  # again: only now it can be no other one of this name
+    except (ArenaMissing, ArenaUnusable):
+        return False
+    try:
+        if arena.identity != identity or _living(arena) or not drain(arena, database_url, settings, should_stop):
             return False
         arena.unlink()
         remove_locks(settings.state_dir, name)

@@ -36,6 +36,7 @@ _QUICK_SECONDS = 1.0
 _FIRST_WAIT_SECONDS = 0.05
 _MOST_WAIT_SECONDS = 1.0
 _MOST_QUICK_FAILURES = 5
+_REMIND_SECONDS = 1.0
 _FAILED = 70  # sysexits.h: EX_SOFTWARE; here: the body raised, said why, and its process left
 
 
@@ -57,6 +58,7 @@ class Role(NamedTuple):
 class _Child(NamedTuple):
     role: Role
     started: float
+    asked_to_stop: float | None = None
 
 
 class _Delayed(NamedTuple):
@@ -99,9 +101,13 @@ class Processes:
         """Ask the processes of some roles to end; they are not started again."""
         self._stopping.update(role_names)
         self._delayed = [each for each in self._delayed if each.role.name not in self._stopping]
-        for pid, child in self._children.items():
+        for pid, child in list(self._children.items()):
             if child.role.name in role_names:
-                os.kill(pid, signal.SIGTERM)
+                self._ask_to_stop(pid, child)
+
+    def _ask_to_stop(self, pid: int, child: _Child) -> None:
+        self._children[pid] = child._replace(asked_to_stop=time.monotonic())
+        os.kill(pid, signal.SIGTERM)
 
     def look_after(self) -> None:
         """Reap those that ended, free what the dead held, and start them again. Raises CannotStart."""
@@ -113,6 +119,8 @@ class Processes:
                 child = self._children.pop(pid)
                 self._arena.release_dead()
                 self._follow(pid, child, os.waitstatus_to_exitcode(status), now)
+            else:
+                self._remind(pid, self._children[pid], now)
         for each in [each for each in self._delayed if each.due <= now]:
             self._delayed.remove(each)
             self.start(each.role)
@@ -126,6 +134,13 @@ class Processes:
             os.waitpid(pid, 0)
         self._children.clear()
         self._arena.release_dead()
+
+    def _remind(self, pid: int, child: _Child, now: float) -> None:
+        """Ask a body once more that asks nobody.
+
+        A signal that comes just before a system call waits for that call's end; another one ends the call."""
+        if child.role.stop_raises and child.asked_to_stop is not None and now - child.asked_to_stop > _REMIND_SECONDS:
+            self._ask_to_stop(pid, child)
 
     def _follow(self, pid: int, child: _Child, code: int, now: float) -> None:
         """Decide what comes after a child that ended with `code` (negative: of that signal)."""
@@ -151,9 +166,10 @@ def _live(role: Role, arena: Arena, parent: int) -> NoReturn:
 
     def ask_to_stop(number: int, _frame: object) -> None:
         nonlocal stop
-        stop = True
-        if role.stop_raises:
+        if role.stop_raises and not stop:
+            stop = True
             sys.exit(128 + number)
+        stop = True
 
     try:
         signal.set_wakeup_fd(-1)

@@ -1,0 +1,147 @@
+"""The supervisor's children: started, started again, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shmcache.arena import Arena
+from tools.processes import CannotStart, Processes, Role, ShouldStop
+from tools.signals import SignalQueue
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    made = Arena.create(f"processes-{os.getpid()}", 8 << 20)
+    yield made
+    made.close()
+    made.unlink()
+
+
+@pytest.fixture
+def processes(arena: Arena) -> Iterator[Processes]:
+    made = Processes(arena)
+    yield made
+    made.kill()
+
+
+def until(processes: Processes, done: Callable[[], bool]) -> None:
+    """Look after the processes until `done()`."""
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        processes.look_after()
+
+
+def wait_for_stop(should_stop: ShouldStop) -> None:
+    """Wait as a worker does that looks now and then."""
+    while not should_stop():
+        signal.sigtimedwait([], 0.01)
+
+
+def test_a_killed_process_is_started_again(arena: Arena, processes: Processes) -> None:
+    first = processes.start(Role("worker", wait_for_stop))
+    until(processes, lambda: any(each.pid == first for each in arena.processes()))
+    os.kill(first, signal.SIGKILL)
+    until(processes, lambda: processes.restarts.get("worker") == 1)
+    until(processes, lambda: [each.alive for each in arena.processes() if each.role == "worker"] == [True])
+    assert all(each.pid != first for each in arena.processes()), "the lane of the dead was freed"
+
+
+def test_a_process_that_returns_is_finished_or_started_again_as_its_role_says(processes: Processes) -> None:
+    processes.start(Role("worker", lambda _: None, restart_on_return=False))
+    processes.start(Role("syncer", lambda _: None))
+    until(processes, lambda: not processes.count("worker") and processes.restarts.get("syncer", 0) >= 2)
+    assert processes.restarts.get("worker") is None
+
+
+def test_what_fails_as_soon_as_it_is_started_is_given_up(processes: Processes) -> None:
+    def fail(_: ShouldStop) -> None:
+        raise LookupError("no such thing")
+
+    processes.start(Role("worker", fail))
+    with pytest.raises(CannotStart, match="a worker fails"):
+        until(processes, lambda: False)
+    assert processes.restarts["worker"] == 4
+
+
+def test_what_dies_suddenly_is_started_again_for_ever_with_growing_waits(processes: Processes) -> None:
+    """A node that kills its worker must not end the run: the next one is tried by another worker."""
+    begun = time.monotonic()
+    processes.start(Role("worker", lambda _: os.kill(os.getpid(), signal.SIGKILL)))
+    until(processes, lambda: processes.restarts.get("worker", 0) >= 7)
+    assert time.monotonic() - begun > 0.05 * (2 + 4 + 8 + 16)
+
+
+def test_no_signal_is_lost_however_early_it_comes(processes: Processes) -> None:
+    with SignalQueue():
+        for _ in range(40):
+            processes.start(Role("worker", wait_for_stop))
+            processes.stop("worker")
+        until(processes, lambda: not processes.count())
+
+
+def test_a_body_that_asks_nobody_gets_an_exception(processes: Processes, tmp_path: Path) -> None:
+    def work(_: ShouldStop) -> None:
+        try:
+            (tmp_path / "began").touch()
+            signal.pause()
+        finally:
+            (tmp_path / "cleaned up").touch()
+
+    processes.start(Role("worker", work, stop_raises=True))
+    until(processes, (tmp_path / "began").exists)
+    processes.stop("worker")
+    until(processes, lambda: not processes.count())
+    assert (tmp_path / "cleaned up").exists()
+
+
+def test_a_child_is_asked_to_stop_when_its_parent_is_killed(arena: Arena) -> None:
+    reads, writes = os.pipe()
+    parent = os.fork()
+    if not parent:
+        os.write(writes, str(Processes(arena).start(Role("worker", wait_for_stop))).encode())
+        signal.pause()
+    os.close(writes)
+    child = psutil.Process(int(os.read(reads, 20)))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(reads, 1) == b"", "the pipe ends with the child"
+    os.close(reads)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
+
+
+def test_kill_leaves_no_child(arena: Arena) -> None:
+    made = Processes(arena)
+    children = [psutil.Process(made.start(Role("worker", wait_for_stop))) for _ in range(3)]
+    made.kill()
+    assert made.count() == 0
+    assert not any(child.is_running() for child in children)
+    assert [each for each in arena.processes() if each.role == "worker"] == []
+
+
+def test_signals_are_queued_in_order_end_a_wait_and_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with SignalQueue() as queue:
+        assert queue.is_empty
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        begun = time.monotonic()
+        queue.wait(30)
+        assert time.monotonic() - begun < 25
+        assert list(queue.requests()) == [signal.SIGTERM, signal.SIGINT]
+        assert queue.is_empty
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        queue.wait(30)
+        os.waitpid(child, 0)
+        assert queue.is_empty, "a child's end wakes the loop and asks nobody to end"
+    assert signal.getsignal(signal.SIGTERM) is before
