@@ -209,14 +209,13 @@ class RecordStore:
 
     def execution_ids(self, graph_exec_id: str, node_id: str | None) -> list[str]:
         """Return the executions of a graph execution, or of one of its nodes, those just being written included."""
-        self.index(graph_exec_id)
         if node_id is not None:
             groups = [group_id(graph_exec_id, node_id)]
             if self.pending is not None:
                 self.group(graph_exec_id, node_id)  # so that an execution that another process adds now is a conflict
         else:
-            groups = [id_text(key) for key in self._arena.members(id_bytes(graph_exec_id)) or ()]
-        identifiers = {id_text(key): None for group in groups for key in self._arena.members(id_bytes(group)) or ()}
+            groups = self._members(graph_exec_id, graph_exec_id)
+        identifiers = {each: None for group in groups for each in self._members(graph_exec_id, group)}
         for partial, _ in self.pending.executions.values() if self.pending is not None else ():
             execution = partial.execution
             if execution.graph_exec_id == graph_exec_id and node_id in (None, execution.node_id):
@@ -238,15 +237,26 @@ class RecordStore:
         else:
             key = id_bytes(identifier)
             version = self._arena.version(key)
-            members = [id_text(member) for member in self._arena.members(key) or ()]
-            executions = sorted(
-                (self.partial(each).execution for each in members), key=lambda each: (each.created_at, each.id)
-            )
+            members = [self.partial(each).execution for each in self._members(graph_exec_id, identifier)]
+            executions = sorted(members, key=lambda each: (each.created_at, each.id))
             waiting = [each.id for each in executions if each.status is ExecutionStatus.INCOMPLETE]
             group = NodeGroup(waiting, executions[-1].id) if executions else _NO_GROUP
         if pending is not None:
             pending.transaction.rely_on(id_bytes(identifier), version)
         return cast("NodeGroup", group)
+
+    def _members(self, graph_exec_id: str, parent_id: str) -> list[str]:
+        """Return the members of a graph execution, or of one of its groups; none of a group that is not there."""
+        while True:
+            self.index(graph_exec_id)
+            members = self._arena.members(id_bytes(parent_id))
+            if members is not None:
+                return [id_text(key) for key in members]
+            pending = self.pending
+            just_made = pending is not None and graph_exec_id in pending.graph_executions
+            if just_made or (parent_id != graph_exec_id and self._arena.is_indexed(id_bytes(graph_exec_id))):
+                return []
+            # The family was dropped from the arena since it was found complete: look again.
 
     def index(self, graph_exec_id: str) -> None:
         """Make sure that the arena has the whole family of a graph execution; if not, load it from the database."""

@@ -124,7 +124,8 @@ class Arena:
         if len(identity) != _IDENTITY_BYTES:
             raise ValueError(f"an identity is {_IDENTITY_BYTES} bytes, not {len(identity)}")
         planned = layout.plan(size_bytes)
-        mapped = segment.create_segment(name, planned)
+        mapped, descriptor = segment.reserve_segment(name, planned)
+        arena = None
         try:
             memory = Memory(mapped, planned)
             words = memory.words
@@ -149,9 +150,13 @@ class Arena:
             with arena._critical:
                 arena._lane_now()
             words[layout.READY_WORD] = 1
+            segment.publish_segment(name, descriptor)
         except BaseException:
-            segment.unlink_segment(name)
+            if arena is not None:
+                arena.close()
             raise
+        finally:
+            os.close(descriptor)
         return arena
 
     @classmethod

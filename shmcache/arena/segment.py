@@ -5,10 +5,11 @@ or still being made is refused before it is mapped. `multiprocessing.shared_memo
 a segment whose mapping fails under everybody who uses it, and before Python 3.13 a resource tracker does the same when
 a process is killed between attaching and taking that back.
 
-    create    1 open with O_EXCL   2 reserve every page (posix_fallocate)   3 write header, locks   4 READY = 1
+    create    1 a file without a name (O_TMPFILE)   2 reserve every page (posix_fallocate)   3 map; header, locks
+              4 READY = 1   5 give the file its name (linkat)
     attach    1 open, stat   2 read the header through the descriptor   3 map the same descriptor
 
-A failure before step 4 of create removes the segment; a death leaves one that nobody attaches: `unlink_segment` it.
+A segment has a name only when it is ready: a death before step 5 of create leaves nothing, the kernel frees the file.
 """
 
 from __future__ import annotations
@@ -52,33 +53,39 @@ def list_arenas() -> list[str]:
     return sorted(found)
 
 
-def create_segment(name: str, planned: Layout) -> mmap.mmap:
-    """Create the segment, reserve all its pages and map it; READY is left 0.
+def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
+    """Reserve and map all pages of a segment that has no name yet; return the mapping and a descriptor.
 
     Raises ArenaExists, SharedMemoryTooSmall, ArenaUnusable."""
-    path = _path(name)
+    if _path(name).exists():
+        raise ArenaExists(name)
     available = free_bytes()
-    if planned.end > available and not path.exists():
+    if planned.end > available:
         # Reserving would take all there is, page by page, before it fails: enough to get somebody killed.
         raise SharedMemoryTooSmall(name, planned.end, available)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        raise ArenaExists(name) from None
+        descriptor = os.open(_DIRECTORY, os.O_RDWR | os.O_TMPFILE, 0o600)
     except OSError as error:
         raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
     try:
         os.posix_fallocate(descriptor, 0, planned.end)
-        return mmap.mmap(descriptor, planned.end)
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+        return mmap.mmap(descriptor, planned.end), descriptor
+    except OSError as error:
+        os.close(descriptor)
         if error.errno in (errno.ENOSPC, errno.EFBIG):
             raise SharedMemoryTooSmall(name, planned.end, available) from None
         raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
+
+
+def publish_segment(name: str, descriptor: int) -> None:
+    """Give a segment that is ready its name. Raises ArenaExists where another one has it."""
+    directory = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.link(str(descriptor), _path(name), src_dir_fd=directory, follow_symlinks=True)
+    except FileExistsError:
+        raise ArenaExists(name) from None
     finally:
-        os.close(descriptor)
+        os.close(directory)
 
 
 def attach_segment(name: str) -> tuple[mmap.mmap, Layout]:
@@ -107,12 +114,12 @@ def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
     if status.st_mode & 0o077:
         raise ArenaUnusable(name, f"others may write or read it (mode {status.st_mode & 0o777:o}): no arena of ours")
     if len(header) < _HEADER.size:
-        raise ArenaUnusable(name, "it is truncated; remove it if nobody is making it right now")
+        raise ArenaUnusable(name, "it is truncated: remove it")
     words = _HEADER.unpack(header)
     if words[layout.MAGIC_WORD] not in (0, layout.MAGIC):
         raise ArenaUnusable(name, "it is no shmcache arena")
     if words[layout.READY_WORD] != 1:
-        raise ArenaUnusable(name, "it is still being made, or its maker died: remove it if nobody is making it")
+        raise ArenaUnusable(name, "it was never finished: remove it")
     if words[layout.LAYOUT_WORD] != layout.LAYOUT_HASH:
         raise ArenaUnusable(name, "another version of shmcache made it: drain it with that version, then remove it")
     if words[layout.NAMESPACE_WORD] != pid_namespace():

@@ -6,6 +6,7 @@ import mmap
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def test_a_truncated_segment_is_refused(name: str, size: int) -> None:
         (layout.SLAB_SIZE_WORD, 0, "damaged"),
         (layout.BUCKET_COUNT_WORD, 3, "damaged"),
         (layout.NAMESPACE_WORD, 1, "pid namespace"),
-        (layout.READY_WORD, 0, "still being made"),
+        (layout.READY_WORD, 0, "never finished"),
         (layout.MAGIC_WORD, 5, "no shmcache arena"),
     ],
 )
@@ -148,13 +149,31 @@ def test_of_many_creators_at_once_one_wins(name: str) -> None:
         assert arena.check() == []
 
 
-def test_an_arena_is_not_attached_before_it_is_ready(name: str) -> None:
-    planned = layout.plan(SIZE)
-    segment.create_segment(name, planned)  # and its maker died here
-    with pytest.raises(ArenaUnusable, match="still being made"):
+def test_an_arena_has_no_name_before_it_is_ready(name: str) -> None:
+    mapped, descriptor = segment.reserve_segment(name, layout.plan(SIZE))
+    assert name not in list_arenas()
+    with pytest.raises(ArenaMissing):
         Arena.attach(name)
-    with pytest.raises(ArenaExists):
-        Arena.create(name, SIZE)
+    with Arena.create(name, SIZE):
+        with pytest.raises(ArenaExists):
+            segment.publish_segment(name, descriptor)
+        with pytest.raises(ArenaExists):
+            Arena.create(name, SIZE)
+    mapped.close()
+    os.close(descriptor)
+
+
+def test_a_maker_that_is_killed_before_its_arena_is_ready_leaves_nothing(name: str) -> None:
+    before = free_bytes()
+
+    def die_while_making() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shmcache.arena.table.Table.format", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            Arena.create(name, 64 << 20)
+
+    assert run_in_child(die_while_making) == -signal.SIGKILL
+    assert name not in list_arenas()
+    assert before - free_bytes() < 64 << 20
 
 
 def test_creating_that_is_interrupted_leaves_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
