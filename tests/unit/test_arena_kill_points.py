@@ -145,6 +145,9 @@ def test_an_exception_at_any_step_leaves_the_arena_sound_and_usable(prepared: tu
 
 
 def _interrupt_at_every_step(arena: Arena, image: bytes, case: Case) -> None:
+    _restore(arena, image)
+    arena.enter("other")
+    image = bytes(arena._memory.buffer)
     before, after = _outcome(arena, image, case)
 
     def interrupt() -> None:
