@@ -1,33 +1,65 @@
-"""A real PostgreSQL for the tests: one server for all processes of a test run, a database of its own for each test."""
+"""A real PostgreSQL for the tests: one server for all processes of a test run, a database of its own for each test.
+
+A run of the tests fails if it leaves an arena in /dev/shm or a server behind."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from shmcache.arena import Arena, list_arenas
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
+from shmcache.errors import ArenaError
 from shmcache.identifiers import new_id
 
 _STATE = "SHMCACHE_TEST_STATE_DIR"
 _TEMPLATE = "template_of_tests"
 
 
+_arenas_before = frozenset(list_arenas())
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the server's directory in the controlling process; workers of pytest-xdist inherit its name."""
     if not hasattr(config, "workerinput"):
         os.environ[_STATE] = tempfile.mkdtemp(prefix="shmcache-tests-")
+        os.environ["TMPDIR"] = os.environ[_STATE]  # for the logs of programs that tests make fail
         for name in [each for each in os.environ if each.startswith("SHMCACHE_") and each != _STATE]:
             del os.environ[name]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for what it left behind: arenas that nobody uses any more, servers over its directory."""
+    if hasattr(session.config, "workerinput"):
+        return
+    left = [f"arena {name}" for name in sorted({*list_arenas()} - _arenas_before) if not _in_use(name)]
+    commands = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    directory = os.environ[_STATE]
+    left += [f"process {pid}: {command}" for pid, command in commands.items() if directory in " ".join(command)]
+    if left:
+        sys.stdout.write("\nleft behind by the tests:\n" + "\n".join(left) + "\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _in_use(arena_name: str) -> bool:
+    try:
+        with Arena.attach(arena_name) as arena:
+            return any(process.alive for process in arena.processes())
+    except ArenaError:
+        return False
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
