@@ -125,7 +125,8 @@ def supervise(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Super
     for each in started:
         if each.process.poll() is None:
             for child in psutil.Process(each.process.pid).children(recursive=True):
-                child.kill()
+                if child.name().startswith("shmcache:"):  # Python's resource tracker ends by itself, and cleans up
+                    child.kill()
             each.process.kill()
             each.process.wait()
     left = arena in list_arenas()
