@@ -200,7 +200,7 @@ def test_what_was_settled_but_not_confirmed_is_not_settled_again(
 def test_a_pool_that_hangs_is_replaced(
     arena: Arena, users: list[str], database_url: str, start_charger: Callable[..., psutil.Process]
 ) -> None:
-    charger = start_charger(hang_seconds=0.5)
+    charger = start_charger(hang_seconds=4.0)
     for process in pool_of(charger):
         os.kill(process.pid, signal.SIGSTOP)
     charge(arena, users, 0, 80)

@@ -50,11 +50,11 @@ class Run:
         return parsed
 
     def children(self, role: str) -> list[psutil.Process]:
-        """Return the processes of a role, as their command line or name says."""
+        """Return the processes of a role, as their titles say; "" for all."""
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if role in " ".join(child.cmdline()) or role in child.name():
+                if f"shmcache: {role}" in " ".join(child.cmdline()):
                     found.append(child)
             except psutil.NoSuchProcess:
                 continue
@@ -149,7 +149,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_drains_what_it_left(
     while not (left := [name for name in list_arenas() if name.startswith(prefix)]) or not _works(left[0]):
         assert time.monotonic() < deadline
         assert first.process.poll() is None
-    children = [each for each in first.children("") if "resource_tracker" not in " ".join(each.cmdline())]
+    children = first.children("")
     first.process.kill()
     for child in children:
         child.kill()
