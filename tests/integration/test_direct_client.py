@@ -316,6 +316,7 @@ def _terminate_others(database_url: str) -> None:
     with connect(database_url, application_name="test") as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 10_000) FROM pg_stat_activity WHERE application_name = 'shmcache direct'"
+            " AND datname = current_database()"
         )
 
 
