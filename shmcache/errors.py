@@ -11,6 +11,10 @@ class ShmcacheError(Exception):
     """Base of every error that shmcache raises on purpose."""
 
 
+class Unavailable(ShmcacheError):
+    """Something that is needed is away or behind: the same call may succeed later."""
+
+
 class SettingsError(ShmcacheError):
     """A setting is unknown or has a value that cannot be used."""
 
@@ -83,7 +87,7 @@ class LockTimeout(ArenaError):
         self.waited_seconds = waited_seconds
 
 
-class RingFull(ArenaError):
+class RingFull(ArenaError, Unavailable):
     """A ring had no room for an entry within the limit: the database does not keep up, or is away."""
 
     def __init__(self, ring: str, size: int, waited_seconds: float) -> None:
@@ -141,7 +145,7 @@ class BlockError(ShmcacheError):
     """What a built-in block raises when its inputs do not let it do its work."""
 
 
-class DatabaseUnavailable(ShmcacheError):
+class DatabaseUnavailable(Unavailable):
     """The database cannot be reached or used. `address` never holds a password."""
 
     def __init__(self, address: str, reason: str) -> None:

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from shmcache.blocks import get_block
-from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, NotFound, RingFull
+from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavailable
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import thaw
 from shmcache.records import (
@@ -46,8 +46,8 @@ _RETRY_SECONDS = 0.5
 
 
 class Stopped(Exception):
-    """The worker was asked to stop while the database was away: the work goes back to the queue with the process's
-    end."""
+    """The worker was asked to stop while it waited for what was away: the work goes back to the queue with the
+    process's end."""
 
 
 def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
@@ -192,7 +192,7 @@ class Manager:
         except InsufficientBalanceError as error:
             self._fail(work, execution, error)
             return
-        except (Stopped, DatabaseUnavailable, RingFull):
+        except (Stopped, Unavailable):
             raise
         except Exception as error:
             self._fail(work, execution, error)
@@ -228,7 +228,7 @@ class Manager:
                 return
             try:
                 self._emit(execution, node, ordinal, name, value, again)
-            except (Stopped, DatabaseUnavailable, RingFull):
+            except (Stopped, Unavailable):
                 raise
             except Exception as error:
                 self._fail(work, execution, error, ordinal)
@@ -347,18 +347,19 @@ class Manager:
     # Patience
 
     def _persist(self, action: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Do something through the client, again and again while the database is away or behind. Raises Stopped."""
+        """Do something through the client, again and again while something it needs is away or behind. Raises
+        Stopped."""
         waited = False
         while True:
             try:
                 result = action(*arguments, **options)
                 self._unsure = False
                 return result
-            except (RingFull, DatabaseUnavailable) as error:
+            except Unavailable as error:
                 if self._should_stop():
                     raise Stopped from error
                 # A connection that was lost under a commit does not say whether the commit went through.
-                self._unsure = isinstance(error, DatabaseUnavailable)
+                self._unsure = not isinstance(error, RingFull)
                 if not waited:
                     logger.warning("waiting: %s", error)
                     waited = True
