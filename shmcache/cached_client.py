@@ -22,7 +22,7 @@ from shmcache.charge_manager import ChargeManager
 from shmcache.codec import NodeGroup, PartialExecution, encode, json_text
 from shmcache.config import Settings
 from shmcache.database import queries
-from shmcache.errors import FlushTimeout, InsufficientBalanceError, InvalidValue, NotFound
+from shmcache.errors import FlushTimeout, InsufficientBalanceError, NotFound
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import FrozenDict, FrozenList, freeze
 from shmcache.identifiers import derived_id, id_bytes, id_text, new_id
@@ -333,9 +333,7 @@ class CachedClient(ExecutionDataClient):
         transaction_key: str | None = None,
     ) -> int:
         """See ExecutionDataClient. A key is remembered by the ledger alone: asking twice holds twice until settled."""
-        text = json_text(dict(metadata or {}))
-        charge = Charge(transaction_key or new_id(), user_id, cost, "spend", None, None, time.time(), text)
-        return self._spend([charge], None)
+        return self._charges.spend(user_id, cost, json_text(dict(metadata or {})), transaction_key)
 
     def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
         """See ExecutionDataClient."""
@@ -344,8 +342,6 @@ class CachedClient(ExecutionDataClient):
     def _spend(self, charges: Sequence[Charge], node_exec: NodeExecution | None) -> int:
         """Hold charges of one user, put them on the charge ring, and note the block's cost with the execution."""
         user_id = charges[0].user_id
-        if any(charge.amount < 0 or charge.amount >= 2**62 for charge in charges):
-            raise InvalidValue("a charge cannot be negative, nor 2**62 or more")
         total = sum(charge.amount for charge in charges)
         self._account(user_id)
 

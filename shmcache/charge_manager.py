@@ -14,6 +14,8 @@ from typing import Any
 
 from shmcache.blocks import charge_for, get_block
 from shmcache.config import Settings
+from shmcache.errors import InvalidValue
+from shmcache.identifiers import new_id
 from shmcache.records import NodeDefinition, NodeExecution
 from shmcache.writes import Charge
 
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK = "block"
 FEE = "fee"
+SPEND = "spend"
 
 
 class ChargeManager:
@@ -48,10 +51,22 @@ class ChargeManager:
         `execution_count` is what `increment_execution_count` gave: it decides about the fee. `async_mode=False` returns
         only when the charge is in the ledger. Raises InsufficientBalanceError, and then nothing is charged."""
         charges = self.charges_for(node_exec, execution_count)
-        balance = self._spend(charges, node_exec)
+        balance = self._take(charges, node_exec)
         if not async_mode:
             self._wait_settled()
         return sum(charge.amount for charge in charges), balance
+
+    def spend(self, user_id: str, amount: int, metadata_json: str, transaction_key: str | None) -> int:
+        """Charge a user for anything else; return the balance left. Without a key, a new one is made.
+
+        Raises InsufficientBalanceError, InvalidValue for an amount that is negative or too large."""
+        key = transaction_key or new_id()
+        return self._take([Charge(key, user_id, amount, SPEND, None, None, time.time(), metadata_json)], None)
+
+    def _take(self, charges: Sequence[Charge], node_exec: NodeExecution | None) -> int:
+        if any(charge.amount < 0 or charge.amount >= 2**62 for charge in charges):
+            raise InvalidValue("a charge cannot be negative, nor 2**62 or more")
+        return self._spend(charges, node_exec)
 
     def charges_for(self, node_exec: NodeExecution, execution_count: int) -> list[Charge]:
         """Return the charges for an execution: the block's price, which may be 0, and the fee where it is due."""

@@ -272,9 +272,7 @@ class DirectClient(ExecutionDataClient):
         transaction_key: str | None = None,
     ) -> int:
         """See ExecutionDataClient. Blocks."""
-        text = _json(dict(metadata or {}))
-        charge = Charge(transaction_key or new_id(), user_id, cost, "spend", None, None, time.time(), text)
-        return self._spend([charge], None)
+        return self._charges.spend(user_id, cost, _json(dict(metadata or {})), transaction_key)
 
     def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
         """See ExecutionDataClient. Blocks."""
@@ -283,8 +281,6 @@ class DirectClient(ExecutionDataClient):
     def _spend(self, charges: Sequence[Charge], node_exec: NodeExecution | None) -> int:
         user_id = charges[0].user_id
         id_bytes(user_id)
-        if any(charge.amount < 0 or charge.amount >= 2**62 for charge in charges):
-            raise InvalidValue("a charge cannot be negative, nor 2**62 or more")
         given = {
             "user_id": user_id,
             "keys": [charge.transaction_key for charge in charges],
