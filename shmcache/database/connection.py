@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.waiting import Wait
+from psycopg.waiting import Ready, Wait
 
 from shmcache.errors import DatabaseUnavailable
 
@@ -23,7 +23,7 @@ class CountingConnection(psycopg.Connection[Any]):
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
         """Wait for the server; every round trip of a synchronous connection passes here.
 
-        Only waiting to read counts: in pipeline mode, statements are sent without waiting for an answer."""
+        Only what brings an answer counts: in pipeline mode, statements are sent without waiting for one."""
         return super().wait(gen if self.on_wait is None else _counted(gen, self.on_wait), *arguments, **options)
 
 
@@ -39,9 +39,9 @@ class CountingCursor(psycopg.Cursor[Any]):
 
 
 def _counted(steps: PQGen[T], on_wait: Callable[[], None]) -> PQGen[T]:
-    """Pass a generator of psycopg through; call `on_wait` once if it waits to read."""
+    """Pass a generator of psycopg through; call `on_wait` once if it waits for an answer, or is given one while it
+    sends: the answer to a pipeline's end may be there before anybody asks for it."""
     waited = False
-    ready: Any = None
     try:
         wanted = next(steps)
         while True:
@@ -49,6 +49,9 @@ def _counted(steps: PQGen[T], on_wait: Callable[[], None]) -> PQGen[T]:
                 waited = True
                 on_wait()
             ready = yield wanted
+            if ready & Ready.R and not waited:
+                waited = True
+                on_wait()
             wanted = steps.send(ready)
     except StopIteration as end:
         result: T = end.value

@@ -7,13 +7,16 @@ import itertools
 import json
 import multiprocessing
 import os
+import select
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import sql, waiting
+from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
+from psycopg.waiting import Ready, Wait
 
 from shmcache.codec import json_text
 from shmcache.database import queries
@@ -402,3 +405,33 @@ def test_settings_of_the_address_stand_beside_ours(database_url: str) -> None:
         ]
     expected = ["4321ms", "shmcache", "UTC", "read committed", "name of mine"]
     assert list(itertools.chain(*filter(None, settings))) == expected
+
+
+def test_a_pipelines_round_trip_counts_when_its_answer_outruns_the_sending(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = 0
+
+    def count() -> None:
+        nonlocal waits
+        waits += 1
+
+    def dawdle(steps: PQGen[Any], descriptor: int, *_: Any, **__: Any) -> Any:
+        """psycopg's loop of a wait, as in a process that others keep from its processor."""
+        try:
+            wanted = next(steps)
+            while True:
+                readable, _, _ = select.select([descriptor], [], [], 0.2 if wanted == Wait.RW else None)
+                wanted = steps.send((wanted & Wait.W) | (Ready.R if readable else 0))
+        except StopIteration as end:
+            return end.value
+
+    with connect(database_url, application_name="test", on_wait=count) as connection:
+        monkeypatch.setattr(waiting, "wait", dawdle)
+        for _ in range(2):
+            before = waits
+            with connection.pipeline():
+                cursor = connection.execute("SELECT 1")
+                connection.execute("SELECT 2")
+            assert waits - before == 1
+            assert cursor.fetchone() == (1,)
