@@ -63,10 +63,10 @@ def open_arena(
 
     Call with its lock held. Processes of the dead supervisor are waited for, they are about to leave. Raises
     ArenaExists where one stays, ArenaUnusable where the arena belongs to another database."""
-    waits = {"lock_wait": settings.lock_wait, "ring_wait": settings.ring_wait}
+    lock_wait, ring_wait = settings.lock_wait, settings.ring_wait
     if name not in list_arenas():
-        return Arena.create(name, size_bytes, identity, **waits)
-    arena = Arena.attach(name, **waits)
+        return Arena.create(name, size_bytes, identity, lock_wait=lock_wait, ring_wait=ring_wait)
+    arena = Arena.attach(name, lock_wait=lock_wait, ring_wait=ring_wait)
     if arena.identity != identity:
         raise ArenaUnusable(name, "it belongs to another database: start a supervisor there, or choose another name")
     _await_orphans(arena, should_stop)

@@ -7,7 +7,7 @@ list_arenas()                    this user's segments      arena.write_ring     
 
 from shmcache.arena.arena import Arena, Found
 from shmcache.arena.counters import Counter, Process
-from shmcache.arena.layout import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED
+from shmcache.arena.layout import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED, FLAG_PLAIN
 from shmcache.arena.ring import Entry
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment
@@ -18,6 +18,7 @@ __all__ = [
     "FLAG_FINISHED",
     "FLAG_INDEXED",
     "FLAG_PINNED",
+    "FLAG_PLAIN",
     "Arena",
     "Claim",
     "Conflict",

@@ -23,13 +23,16 @@ The steps are in `critical`, what operations stage in `changes`, what happens wh
 from __future__ import annotations
 
 import os
+import struct
 import time
 import uuid
 import weakref
-from typing import NamedTuple, Self
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, Self, TypeVar
 
 from shmcache.arena import check, layout, segment, work
-from shmcache.arena.changes import Changes, signed
+from shmcache.arena.changes import Changes, NeedsStripes, signed
 from shmcache.arena.counters import Counter, Lanes, Process
 from shmcache.arena.critical import Critical
 from shmcache.arena.layout import (
@@ -39,26 +42,41 @@ from shmcache.arena.layout import (
     EVICTIONS,
     FAMILY,
     FLAG_INDEXED,
+    FLAG_PLAIN,
     IDLE_SIGNAL,
     IDLE_WAITERS,
+    KEY_HIGH,
+    KEY_LOW,
+    LENGTH_MASK,
     LOCATION,
+    OFFSET_SHIFT,
     OUTSTANDING,
     QUEUE_HEAD,
     QUEUE_SIGNAL,
     QUEUE_WAITERS,
+    READ_LATELY_BYTE,
     VERSION,
+    VERSION_STEP,
+    WORD,
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.ring import NoRingRoom, RingRegion
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.room import Room
-from shmcache.arena.slab import NoRoom, Slabs
+from shmcache.arena.slab import SLOT, SLOT_BYTES, NoRoom, Slabs
+from shmcache.arena.stripes import Stripes
 from shmcache.arena.table import Table
-from shmcache.arena.transaction import Conflict, Outcome, Transaction
+from shmcache.arena.transaction import Conflict, Outcome, Put, Transaction
 from shmcache.errors import ArenaError, RingFull, TransactionTooLarge
 
 _IDENTITY_BYTES = 16
 _LOW_HALF = (1 << 64) - 1
+T = TypeVar("T")
+unpack_key = struct.Struct(">QQ").unpack
+unpack_slot = SLOT.unpack_from
+crc32 = zlib.crc32
+struct_error = struct.error
+new_found = tuple.__new__
 
 _open_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 
@@ -102,13 +120,19 @@ class Arena:
         self._lane = 0
         self._role = "other"
         placed = mapped.layout
+        self._buffer = mapped.buffer
+        self._mapped = mapped.mapped
+        self._buckets = placed.buckets // WORD
+        self._mask = placed.bucket_count - 1
+        self._longest = self._slabs.longest_in_slot
         write = RingRegion(mapped, "write", layout.WRITE_RING_STATE, placed.write_ring, placed.write_ring_size)
         charge = RingRegion(mapped, "charge", layout.CHARGE_RING_STATE, placed.charge_ring, placed.charge_ring_size)
         self._regions = (write, charge)
         self.write_ring = Ring(mapped, self._critical, write)
         self.charge_ring = Ring(mapped, self._critical, charge)
         self._changes = Changes(mapped, self._table, self._slabs, {"write": write, "charge": charge})
-        self._room = Room(mapped, self._critical, self._changes, self.write_ring)
+        self._stripes = Stripes(mapped, self._critical, self._table, self._slabs)
+        self._room = Room(mapped, self._critical, self._changes, self._stripes, self.write_ring)
         self.identity = words[layout.IDENTITY_WORD].to_bytes(8, "little") + words[layout.IDENTITY_WORD + 1].to_bytes(
             8, "little"
         )
@@ -116,14 +140,24 @@ class Arena:
         _open_arenas.add(self)
 
     @classmethod
-    def create(cls, name: str, size_bytes: int, identity: bytes = bytes(_IDENTITY_BYTES), **waits: float) -> Self:
+    def create(
+        cls,
+        name: str,
+        size_bytes: int,
+        identity: bytes = bytes(_IDENTITY_BYTES),
+        *,
+        ring_bytes: tuple[int, int] | None = None,
+        lock_wait: float = 30.0,
+        ring_wait: float = 10.0,
+    ) -> Self:
         """Make a segment of about `size_bytes` with all its pages reserved, and attach to it.
 
-        `identity` is 16 bytes that say what its contents belong to. Raises ArenaExists, SharedMemoryTooSmall,
-        ArenaUnusable, ValueError for a size under 4 MiB or another identity."""
+        `identity` is 16 bytes that say what its contents belong to, `ring_bytes` the sizes of the write ring and the
+        charge ring. Raises ArenaExists, SharedMemoryTooSmall, ArenaUnusable, ValueError for a size under 4 MiB, for
+        rings that leave no room, or another identity."""
         if len(identity) != _IDENTITY_BYTES:
             raise ValueError(f"an identity is {_IDENTITY_BYTES} bytes, not {len(identity)}")
-        planned = layout.plan(size_bytes)
+        planned = layout.plan(size_bytes, *(ring_bytes or ()))
         mapped, descriptor = segment.reserve_segment(name, planned)
         arena = None
         try:
@@ -135,17 +169,20 @@ class Arena:
             for index, number in enumerate(planned[1:8]):
                 words[layout.LANE_COUNT_WORD + index] = number
             words[layout.NAMESPACE_WORD] = segment.pid_namespace()
+            words[layout.STRIPE_COUNT_WORD] = planned.stripe_count
             random = uuid.uuid4().int
             words[layout.ARENA_ID_WORD] = random >> 64
             words[layout.ARENA_ID_WORD + 1] = random & _LOW_HALF
             words[layout.IDENTITY_WORD] = int.from_bytes(identity[:8], "little")
             words[layout.IDENTITY_WORD + 1] = int.from_bytes(identity[8:], "little")
-            arena = cls(name, memory, **waits)
+            arena = cls(name, memory, lock_wait, ring_wait)
             arena._critical.mutex.initialize()
+            arena._room.format()
+            arena._stripes.format()
             arena._lanes.format()
             arena._table.format()
             arena._slabs.format()
-            words[COMMIT_SEQUENCE] = 1
+            words[COMMIT_SEQUENCE] = VERSION_STEP
             # The maker is in its lane before anybody can look: an arena without a living process counts as left over.
             with arena._critical:
                 arena._lane_now()
@@ -186,8 +223,14 @@ class Arena:
 
     def check(self) -> list[str]:
         """Return what is wrong in the arena, each in one sentence; nothing, if it is sound. Holds the commit lock."""
-        with self._critical:
+        with self._critical, self._stripes.hold_all():
             return check.check(self._memory, self._table, self._slabs)
+
+    def sweep(self) -> int:
+        """Give back all room that nothing refers to, such as a crash may have left; return how many slabs that freed.
+
+        Room that is needed is found anyway. Readers do not notice, writers wait no longer than for each other."""
+        return self._room.sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -200,26 +243,50 @@ class Arena:
     def read(self, key: bytes) -> Found | None:
         """Return a key's record, or None if the arena does not have it. Takes no lock on a hit."""
         words = self._words
-        table = self._table
-        for _ in range(4):
-            entry = table.find(key)
+        high, low = unpack_key(key)
+        try:
+            entry = words[self._buckets + (low & self._mask)]
+            if words[entry + KEY_LOW] != low or words[entry + KEY_HIGH] != high:
+                entry = self._table.find(key)
+            version = words[entry]
+            location = words[entry + LOCATION]
+            length = location & LENGTH_MASK
+            if entry and length <= self._longest:
+                # The CRC covers key and version, which is of this one put: nothing need be looked at twice.
+                offset = location >> OFFSET_SHIFT & ~7
+                found, crc, _ = unpack_slot(self._buffer, offset)
+                offset += SLOT_BYTES
+                record = self._mapped[offset : offset + length]
+                if found == version and crc32(record, (version ^ high ^ low) & 0xFFFFFFFF) == crc:
+                    self._buffer[entry * WORD + READ_LATELY_BYTE] = 1
+                    return new_found(Found, (entry, version, record))
+        except (IndexError, ValueError, struct_error):
+            pass  # led astray by a change under way, or by damage
+        return self._read_slowly(key)
+
+    def _read_slowly(self, key: bytes) -> Found | None:
+        """Read a record that is too long for a slot, or is just being changed; prove that there is none."""
+        words = self._words
+        for _ in range(3):
+            entry = self._table.find(key)
             if not entry:
                 break
             version = words[entry + VERSION]
             location = words[entry + LOCATION]
             if version and location:
-                record = self._slabs.read(location, entry, version)
-                if record is not None and words[entry + VERSION] == version and table.key_of(entry) == key:
+                record = self._slabs.read(key, location, version)
+                if record is not None:
                     return Found(entry, version, record)
-        with self._critical:
-            entry = table.find_certainly(key)
-            if not entry or not words[entry + LOCATION]:
-                return None
-            version = words[entry + VERSION]
-            record = self._slabs.read(words[entry + LOCATION], entry, version)
-            if record is not None:
-                return Found(entry, version, record)
-            self._room.forget_damaged(entry)
+        with self._critical, self._stripes.hold((self._stripes.number_of(key),)):
+            entry = self._table.find_certainly(key)
+            for _ in range(2):
+                if not entry or not words[entry + LOCATION]:
+                    return None
+                version = words[entry + VERSION]
+                record = self._slabs.read(key, words[entry + LOCATION], version)
+                if record is not None:
+                    return Found(entry, version, record)
+                self._room.settle_record(key, entry)
             return None
 
     def version(self, key: bytes) -> int:
@@ -284,15 +351,37 @@ class Arena:
 
     # Changing
 
+    def put(self, key: bytes, record: bytes) -> int:
+        """Store a plain record: one that no transaction, ring or list is concerned with; return its version.
+
+        The fast way for single keys: writers of different keys hardly ever wait for each other. Raises as `commit`."""
+        version = self._stripes.overwrite(key, record)
+        if version:
+            return version
+        entry = self._table.find(key)
+        if entry and self._words[entry + CHAIN] & FLAG_PLAIN and len(record) <= self._longest:
+            self._with_room(lambda: self._stripes.refill(key))
+            version = self._stripes.overwrite(key, record)
+            if version:
+                return version
+        wanted = Transaction(plain=True)
+        wanted.operations.append(Put(key, record, None, FLAG_PLAIN))
+        self.commit(wanted)
+        return self.version(key)
+
     def commit(self, wanted: Transaction) -> Outcome:
         """Apply a transaction, all of it or nothing.
 
         Waits for room, on the ring or in the slabs, up to `ring_wait_seconds`. Raises Conflict, CounterTooLow,
         RingFull, ArenaFull, TransactionTooLarge, LockTimeout, InvalidValue for a record or entry that is too long."""
+        return self._with_room(lambda: self._commit_once(wanted))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do something that may lack room, on a ring or for records, and make room or wait for it until it is done."""
         deadline: float | None = None
         while True:
             try:
-                return self._commit_once(wanted)
+                return work()
             except NoRingRoom as full:
                 deadline = deadline or time.monotonic() + self.ring_wait_seconds
                 region = full.region
@@ -308,22 +397,34 @@ class Arena:
                 self._make_room(lacking, deadline)
 
     def _commit_once(self, wanted: Transaction) -> Outcome:
-        words = self._words
-        with self._critical:
-            lane = self._lane or self._lane_or_none()
-            if wanted.evictions is not None or wanted.expected:
-                self._check_expectations(wanted, lane)
-            stage = self._memory.stage()
-            outcome = self._changes.stage(wanted, stage, lane)
-            wake: list[int] | None = None
-            if outcome.write_sequence or outcome.charge_sequence or QUEUE_SIGNAL in stage or IDLE_SIGNAL in stage:
-                wake = self._wakeups(stage, outcome)
-            self._critical.publish(stage)
-            words[self._lanes.first_counter(lane)] += 1
+        if wanted.plain:
+            number_of = self._stripes.number_of
+            with self._critical, self._stripes.hold([number_of(key) for key in wanted.keys_concerned()]):
+                outcome, wake = self._apply(wanted)
+        else:
+            try:
+                with self._critical:
+                    outcome, wake = self._apply(wanted)
+            except NeedsStripes:
+                wanted.plain = True
+                return self._commit_once(wanted)
         if wake:
             for word in wake:
                 self._critical.wake(word)
         return outcome
+
+    def _apply(self, wanted: Transaction) -> tuple[Outcome, list[int] | None]:
+        lane = self._lane or self._lane_or_none()
+        if wanted.evictions is not None or wanted.expected:
+            self._check_expectations(wanted, lane)
+        stage = self._memory.stage()
+        outcome = self._changes.stage(wanted, stage, lane)
+        wake: list[int] | None = None
+        if outcome.write_sequence or outcome.charge_sequence or QUEUE_SIGNAL in stage or IDLE_SIGNAL in stage:
+            wake = self._wakeups(stage, outcome)
+        self._critical.publish(stage)
+        self._words[self._lanes.first_counter(lane)] += 1
+        return outcome, wake
 
     def _check_expectations(self, wanted: Transaction, lane: int) -> None:
         words = self._words
@@ -332,6 +433,8 @@ class Arena:
         if meant:
             for key, version in wanted.expected.items():
                 entry = find(key)
+                if entry and words[entry + CHAIN] & FLAG_PLAIN and not wanted.plain:
+                    raise NeedsStripes
                 if (words[entry + VERSION] if entry and words[entry + LOCATION] else 0) != version:
                     meant = False
                     break

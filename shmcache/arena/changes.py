@@ -16,18 +16,20 @@ from shmcache.arena.layout import (
     DIRTY,
     EVICTIONS,
     FAMILY,
+    FLAG_PLAIN,
     FREE_ENTRY,
     LOCATION,
     MEMBERS,
     QUEUE,
     VERSION,
+    VERSION_STEP,
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.ring import RingRegion
-from shmcache.arena.slab import NoRoom, Slabs
+from shmcache.arena.slab import Slabs
 from shmcache.arena.table import Table
 from shmcache.arena.transaction import Conflict, CounterTooLow, Outcome, Transaction
-from shmcache.errors import ArenaFull, InvalidValue
+from shmcache.errors import InvalidValue
 
 _SIGNED = 1 << 63
 _WRAP = 1 << 64
@@ -36,6 +38,10 @@ _WRAP = 1 << 64
 def signed(word: int) -> int:
     """Return the signed number that a counter's word stands for."""
     return word - _WRAP if word >= _SIGNED else word
+
+
+class NeedsStripes(Exception):
+    """The transaction changes plain keys: their stripes must be held."""
 
 
 class Changes:
@@ -50,9 +56,10 @@ class Changes:
         self._rings = rings
 
     def stage(self, wanted: Transaction, stage: Stage, lane: int) -> Outcome:
-        """Stage all of a transaction, for the process of a lane.
+        """Stage all of a transaction, for the process of a lane. With the stripes of its keys held, if it is plain.
 
-        Raises Conflict, CounterTooLow, NoRoom, NoRingRoom, InvalidValue: the stage is worth nothing then."""
+        Raises Conflict, CounterTooLow, NeedsStripes, NoRoom, NoRingRoom, InvalidValue: the stage is worth nothing
+        then."""
         operations = wanted.operations
         dirty = charged = 0
         # Ring entries are staged first, so that a tail is the first word stored: the commit point.
@@ -70,19 +77,16 @@ class Changes:
                     dirty = sequence
                 else:
                     charged = sequence
-        stage[COMMIT_SEQUENCE] = version = self._words[COMMIT_SEQUENCE] + 1
-        freed: list[int] = []
+        stage[COMMIT_SEQUENCE] = version = self._words[COMMIT_SEQUENCE] + VERSION_STEP
         counters: dict[bytes, int] = {}
         for operation in operations:
             if type(operation) is transaction.Put:
-                self._put(stage, operation, version, dirty, freed)
+                self._put(stage, operation, version, dirty, wanted.plain)
             elif type(operation) is not transaction.Append:
-                self._change(stage, operation, lane, freed, counters)
-        if freed:
-            self.slabs.give_back(stage, freed)
+                self._change(stage, operation, lane, counters, wanted.plain)
         return Outcome(dirty, charged, counters)
 
-    def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, freed: list[int]) -> None:
+    def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, plain: bool) -> None:
         key, record, parent_key, flags = put
         if len(record) > self.slabs.longest_record:
             raise InvalidValue(
@@ -91,47 +95,49 @@ class Changes:
             )
         # Nothing inserted or removed yet: the key is looked up in the memory, which saves two calls.
         entry = FREE_ENTRY not in stage and self.table.find(key)
-        entry = entry or self.table.find_staged(stage, key) or self.insert(stage, key)
+        entry = entry or self.table.find_staged(stage, key) or self.table.insert(stage, key)
         if parent_key is not None and not stage[entry + FAMILY]:
             parent = self.table.find_staged(stage, parent_key)
             if not parent:
                 raise Conflict
             self.table.adopt(stage, parent, entry)
-        if stage[entry + LOCATION]:
-            if stage[entry + VERSION] >= version:
-                # Written twice in one transaction: a version of its own keeps the two slots apart.
-                version = stage[COMMIT_SEQUENCE] + 1
-                stage[COMMIT_SEQUENCE] = version
-            self.slabs.discard(stage, entry, freed)
-        stage[entry + LOCATION] = self.slabs.write(stage, entry, version, record)
+        chain = stage[entry + CHAIN]
+        if (chain | flags) & FLAG_PLAIN and not plain:
+            raise NeedsStripes
+        if entry + VERSION in stage:
+            # Written twice in one transaction: a version of its own keeps the two slots apart.
+            stage[COMMIT_SEQUENCE] = version = stage[COMMIT_SEQUENCE] + VERSION_STEP
+        stage[entry + LOCATION] = self.slabs.write(stage, key, version, record)
         stage[entry + VERSION] = version
         if dirty:
             stage[entry + DIRTY] = dirty
-        if flags:
-            stage[entry + CHAIN] = stage[entry + CHAIN] | flags
+        if flags & ~chain:
+            stage[entry + CHAIN] = chain | flags
 
     def _change(
         self,
         stage: Stage,
         operation: transaction.Operation,
         lane: int,
-        freed: list[int],
         counters: dict[bytes, int],
+        plain: bool,
     ) -> None:
         find = self.table.find_staged
         match operation:
             case transaction.Touch(key, set_flags, clear_flags):
-                entry = find(stage, key) or self.insert(stage, key)
+                entry = find(stage, key) or self.table.insert(stage, key)
                 stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
             case transaction.Delete(key):
                 entry = find(stage, key)
                 if entry and not (
                     stage[entry + FAMILY] | stage[entry + MEMBERS] | stage[entry + QUEUE] | stage[entry + COUNTER]
                 ):
-                    self.remove(stage, entry, freed)
+                    if stage[entry + CHAIN] & FLAG_PLAIN and not plain:
+                        raise NeedsStripes
+                    self.remove(stage, entry)
             case transaction.Enqueue(key, kind, counter_key):
-                entry = find(stage, key) or self.insert(stage, key)
-                counter = find(stage, counter_key) or self.insert(stage, counter_key)
+                entry = find(stage, key) or self.table.insert(stage, key)
+                counter = find(stage, counter_key) or self.table.insert(stage, counter_key)
                 work.enqueue(stage, entry, kind, counter)
             case transaction.Release(key, counter_key, follow_kind):
                 entry = find(stage, key)
@@ -166,16 +172,7 @@ class Changes:
         stage[entry + COUNTER] = value % _WRAP
         return value
 
-    def insert(self, stage: Stage, key: bytes) -> int:
-        """Stage an entry for a key that has none; return it. Raises NoRoom."""
-        try:
-            return self.table.insert(stage, key)
-        except ArenaFull:
-            raise NoRoom(of_entries=True) from None
-
-    def remove(self, stage: Stage, entry: int, freed: list[int]) -> None:
+    def remove(self, stage: Stage, entry: int) -> None:
         """Stage that an entry, on no list any more, is forgotten with its record."""
-        if stage[entry + LOCATION]:
-            self.slabs.discard(stage, entry, freed)
         self.table.remove(stage, entry)
         stage[EVICTIONS] = stage[EVICTIONS] + 1

@@ -1,8 +1,8 @@
 """Walks a whole arena and says what in it is not as it should be. Every structure accounts for all of its parts:
 
 table      each used entry is reachable exactly once, from the bucket of its key; used + free = all
-records    each LOCATION leads to slots of its own entry and version, whole; no two slots overlap
-slabs      LIVE is the sum of the live slots; in use + free = all
+records    each LOCATION leads to a slot of its own key and version, whole; no two slots overlap
+slabs      what lives lies in slabs in use; each is in use, free, or of entries; no two writers fill the same one
 rings      entries parse from HEAD to TAIL, sequences follow each other, CRCs hold
 families   siblings agree with their parent, which knows its first and last member
 queue      the list holds just the entries that are queued; OUTSTANDING = queued + claimed
@@ -24,13 +24,17 @@ from shmcache.arena.layout import (
     DIRTY,
     ENTRIES_USED,
     FAMILY,
+    FLAG_PLAIN,
+    FLAGS,
     FREE_ENTRY,
     INTENT_OFFSET,
     KEY_HIGH,
     KEY_LOW,
+    LENGTH_MASK,
     LOCATION,
     LOW,
     MEMBERS,
+    OFFSET_SHIFT,
     OUTSTANDING,
     QUEUE,
     QUEUE_CLAIMED,
@@ -62,10 +66,20 @@ def _problems(memory: Memory, table: Table, slabs: Slabs) -> Iterator[str]:
     used: set[int] = set()
     yield from _table_problems(memory, entries, used)
     in_use = {entry: entries[entry] for entry in used}
-    yield from _record_problems(memory, slabs, in_use)
+    yield from _record_problems(memory, table, slabs, in_use)
     yield from _ring_problems(memory)
     yield from _family_problems(in_use)
     yield from _queue_problems(memory, in_use)
+
+
+def _newest_version(memory: Memory, version: int) -> int:
+    """Return the newest version drawn where a version comes from: by commits, or by its stripe."""
+    number = version % layout.VERSION_STEP - 1
+    if number >= memory.layout.stripe_count:
+        return 0
+    stripe = (memory.layout.stripes + number * layout.STRIPE_BYTES) // WORD
+    newest: int = memory.words[COMMIT_SEQUENCE if number < 0 else stripe + layout.STRIPE_SEQUENCE]
+    return newest
 
 
 def _table_problems(memory: Memory, entries: dict[int, list[int]], used: set[int]) -> Iterator[str]:
@@ -83,13 +97,15 @@ def _table_problems(memory: Memory, entries: dict[int, list[int]], used: set[int
             used.add(entry)
             row = entries[entry]
             key = (row[KEY_HIGH], row[KEY_LOW])
+            if not row[CHAIN] & layout.FLAG_USED:
+                yield f"entry {entry} is in use and not marked so"
             if row[KEY_LOW] % placed.bucket_count != bucket:
                 yield f"entry {entry} hangs on bucket {bucket}, where its key does not belong"
             if key in keys:
                 yield f"entry {entry} has a key that another has too"
             keys.add(key)
-            if row[VERSION] > words[COMMIT_SEQUENCE]:
-                yield f"entry {entry} has version {row[VERSION]}, and {words[COMMIT_SEQUENCE]} is the newest"
+            if row[VERSION] > _newest_version(memory, row[VERSION]):
+                yield f"entry {entry} has version {row[VERSION]}, which was not drawn yet"
             entry = row[CHAIN] & LOW
     free: set[int] = set()
     entry = words[FREE_ENTRY]
@@ -99,28 +115,36 @@ def _table_problems(memory: Memory, entries: dict[int, list[int]], used: set[int
             break
         free.add(entry)
         row = entries[entry]
-        if row[VERSION] | row[LOCATION] | row[FAMILY] | row[MEMBERS] | row[QUEUE] | row[CHAIN] >> 32:
+        if row[VERSION] | row[LOCATION] | row[FAMILY] | row[MEMBERS] | row[QUEUE] | row[CHAIN] & FLAGS:
             yield f"entry {entry} is free and not empty"
         entry = row[CHAIN] & LOW
-    if len(used) + len(free) != len(entries):
+    if len(used) + len(free) != len(entries) and not words[layout.ENTRIES_LEAVE]:
         yield f"{len(used)} entries are in use and {len(free)} free, of {len(entries)}"
     if words[ENTRIES_USED] != len(used):
         yield f"ENTRIES_USED says {words[ENTRIES_USED]}, and {len(used)} are"
 
 
-def _record_problems(memory: Memory, slabs: Slabs, entries: dict[int, list[int]]) -> Iterator[str]:
-    live = [0] * memory.layout.slab_count
+def _record_problems(memory: Memory, table: Table, slabs: Slabs, entries: dict[int, list[int]]) -> Iterator[str]:
+    live: dict[int, int] = {}
     places: list[tuple[int, int]] = []
     for entry, row in entries.items():
         if row[DIRTY] > memory.words[layout.WRITE_RING_STATE + layout.LAST_SEQUENCE]:
             yield f"entry {entry} waits for sequence {row[DIRTY]}, which the write ring never had"
-        if not row[LOCATION]:
+        location = row[LOCATION]
+        if not location:
             continue
-        if slabs.read(row[LOCATION], entry, row[VERSION]) is None:
-            yield f"entry {entry} has no whole record of version {row[VERSION]} at {row[LOCATION]}"
-        for slab, offset, room in slabs.slots(entry, row[VERSION], row[LOCATION]):
-            live[slab] += room
-            places.append((offset, room))
+        version = slabs.version_at(location) if row[CHAIN] & FLAG_PLAIN else row[VERSION]
+        if slabs.read(table.key_of(entry), location, version) is None:
+            yield f"entry {entry} has no whole record of version {row[VERSION]} at {location >> OFFSET_SHIFT & ~7}"
+            continue
+        offset = location >> OFFSET_SHIFT & ~7
+        length = location & LENGTH_MASK
+        slots = [(offset, slabs.parts(length).room)]
+        if length > slabs.longest_in_slot:
+            slots += [(piece, slabs.size) for piece in slabs.pieces(offset, length)]
+        for begin, room in slots:
+            live[slabs.slab_of(begin)] = live.get(slabs.slab_of(begin), 0) + room
+        places += slots
     places.sort()
     for (offset, room), (following, _) in pairwise(places):
         if offset + room > following:

@@ -26,6 +26,7 @@ from shmcache.arena.layout import (
     COMMIT_LOCK_OFFSET,
     COMMIT_SEQUENCE,
     DAMAGED_INTENTS,
+    DOUBT,
     INTENT_OFFSET,
     INTENT_PAIRS,
     RECOVERIES,
@@ -151,6 +152,7 @@ class Critical:
         words = self._words
         count = words[_COUNT]
         if not count:
+            words[DOUBT] = 0
             return
         if count > INTENT_PAIRS:
             words[DAMAGED_INTENTS] += 1
@@ -165,6 +167,7 @@ class Critical:
                 for index in range(0, 2 * count, 2):
                     words[pairs[index]] = pairs[index + 1]
         words[_COUNT] = 0
+        words[DOUBT] = 0
         words[RECOVERIES] += 1
 
     def wait(self, signal: int, waiters: int, there: Callable[[], bool], deadline: float) -> bool:

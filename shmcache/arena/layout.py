@@ -8,13 +8,15 @@
     | intent             |  count, then pairs (word, value): what the holder of the commit lock is about to store
     +--------------------+
     | lanes              |  one for each attached process: life lock, pid, role, counters
+    | stripes            |  one for each part of the plain keys: lock, where it writes, its versions
     +--------------------+
     | buckets            |  one word each: the first entry of a hash chain, 0 for none
-    | entries            |  10 words each: a key, where its record lies, and the lists and queues it is part of
+    | slab words         |  2 words a slab: next free slab or what it is used for, when it was taken
     +--------------------+
-    | slab words         |  3 words a slab: live bytes, used bytes, next free slab
-    | slabs              |  the records' bytes
-    +--------------------+
+    | slabs              |  the records' bytes, filled from front to back
+    |   ^                |
+    | entries            |  10 words each: a key, where its record lies, and the lists and queues it is part of;
+    +--------------------+  numbered from the end; the last slabs become entries when more are needed
     | write ring         |
     | charge ring        |
     +--------------------+
@@ -47,15 +49,16 @@ SLAB_SIZE_WORD = 12
 WRITE_RING_SIZE_WORD = 13
 CHARGE_RING_SIZE_WORD = 14
 NAMESPACE_WORD = 15  # its maker's pid namespace: locks name their holders by numbers that mean something only there
+STRIPE_COUNT_WORD = 16
 
 # State: words that change under the commit lock.
-COMMIT_SEQUENCE = 64  # versions are drawn from it
+COMMIT_SEQUENCE = 64  # the versions that commits draw: multiples of VERSION_STEP
 EVICTIONS = 66  # changes when a key is forgotten: voids the leases of fills under way
 FREE_ENTRY = 67  # head of the list of free entries
 ENTRIES_USED = 68
 FREE_SLAB = 69  # head of the list of free slabs (index + 1)
 FREE_SLABS = 70
-CURRENT_SLAB = 71  # index + 1 of the slab that is being filled
+SLABS_TAKEN = 71  # how many slabs were ever taken: the age of each is counted by it
 QUEUE_HEAD = 72
 QUEUE_TAIL = 73
 OUTSTANDING = 74  # work entries queued or claimed
@@ -65,6 +68,11 @@ IDLE_SIGNAL = 77  # futex: OUTSTANDING became 0
 IDLE_WAITERS = 78
 RECOVERIES = 79  # how often a dead holder's intent was finished or undone
 DAMAGED_INTENTS = 80  # how often an intent was none that a commit writes, and was dropped
+POSITION = 81  # byte offset at which the next record of a commit is written
+POSITION_END = 82  # and where that slab ends; both 0: none is taken
+ENTRY_SLABS = 83  # how many slabs, from the last, have become entries
+ENTRIES_LEAVE = 85  # 1: the last slab of entries is being given back; if that died, the free list is to be made anew
+DOUBT = 84  # 1: the holder of the commit lock is changing plain keys, and holds their stripes while it lives
 
 WRITE_RING_STATE = 96
 CHARGE_RING_STATE = 112
@@ -79,6 +87,7 @@ ROOM_SIGNAL = 6  # futex: the head moved
 ROOM_WAITERS = 7
 
 COMMIT_LOCK_OFFSET = 2048
+CLEANING_LOCK_OFFSET = 2112  # whoever makes room holds it: one is enough
 INTENT_OFFSET = PAGE
 INTENT_PAIRS = 16 * 1024
 INTENT_BYTES = 16 * INTENT_PAIRS + PAGE
@@ -93,13 +102,22 @@ LANE_COUNTERS = 16
 COUNTERS = 48
 """Counters in a lane. Lane 0 belongs to nobody: it keeps the sums of lanes that were given back."""
 
+# A stripe: words from its first; its first 8 are its lock.
+STRIPE_BYTES = 128
+STRIPE_POSITION = 8
+STRIPE_END = 9
+STRIPE_SEQUENCE = 10  # the versions that it draws: multiples of VERSION_STEP, plus its number + 1
+MOST_STRIPES = 64
+VERSION_STEP = 128
+"""Versions are unique in the whole arena: each stripe draws its own, and commits draw theirs."""
+
 # An entry: words from its first.
 ENTRY_WORDS = 10
-VERSION = 0  # drawn from COMMIT_SEQUENCE at each change of the record; 0: the entry is free
-LOCATION = 1  # byte offset of the record's slot; 0: no bytes here (evicted, or never any)
+VERSION = 0  # another one at each change of the record, never used before; 0: the entry is free
+LOCATION = 1  # slot's byte offset / 8 << 28 | record's length; 0: no bytes here (evicted, or never any)
 KEY_HIGH = 2
 KEY_LOW = 3
-CHAIN = 4  # low half: next entry of the chain, or of the free list; high half: flags
+CHAIN = 4  # low half: next entry of the chain, or of the free list; above it: flags; highest byte: read lately
 DIRTY = 5  # sequence on the write ring of its newest write: clean once that is committed
 QUEUE = 6  # bits 0-31 next in the queue, 32-47 lane, 48-55 attempts, 56-59 state, 60-63 kind
 FAMILY = 7  # low half: next sibling; high half: parent
@@ -113,26 +131,41 @@ FLAG_INDEXED = 1 << 33
 """The list of members is complete."""
 FLAG_FINISHED = 1 << 34
 """The entry and its members may be dropped as soon as they are clean."""
+FLAG_PLAIN = 1 << 35
+"""The record is changed under the lock of its key's stripe, and by `Arena.put` under that alone."""
+FLAG_USED = 1 << 36
+"""The entry is some key's: all but this are free."""
+FLAGS = 0x00FFFFFF << 32
+READ_LATELY = 1 << 56
+READ_LATELY_BYTE = CHAIN * WORD + 7
+"""Set by readers, without a lock, as a byte; cleared by eviction. To lose it costs nothing."""
+
+LENGTH_BITS = 28
+LENGTH_MASK = (1 << LENGTH_BITS) - 1
+OFFSET_SHIFT = LENGTH_BITS - 3
+"""A location is an offset (a multiple of 8) shifted by this, and the length."""
 
 QUEUE_IDLE = 0
 QUEUE_QUEUED = 1
 QUEUE_CLAIMED = 2
 
-SLAB_WORDS = 3
-SLAB_LIVE = 0
-SLAB_USED = 1
-SLAB_NEXT = 2
+SLAB_WORDS = 2
+SLAB_STATE = 0  # of a free slab: the next free one (index + 1), 0 for the last
+SLAB_STAMP = 1  # SLABS_TAKEN when it was taken
 SLAB_IN_USE = 2**64 - 1
+SLAB_OF_ENTRIES = 2**64 - 2
 
 DESCRIPTION = (
-    "shmcache arena, layout 2; header, state, commit lock, intent, lanes 512, entries 10 words, slabs 3 words, "
-    "slots QIIIIQ, ring entries QIIII, counters 48"
+    "shmcache arena, layout 3; header, state, commit lock, intent, lanes 512, stripes 128, entries 10 words from the "
+    "end, slabs 2 words, slots QII, locations 36+28, ring entries QIIII, counters 48"
 )
 LAYOUT_HASH = int.from_bytes(hashlib.blake2b(DESCRIPTION.encode(), digest_size=8).digest(), "little")
 
 
 class Layout(NamedTuple):
-    """The regions of one segment: counts, sizes in bytes, and where each begins (byte offsets)."""
+    """The regions of one segment: counts, sizes in bytes, and where each begins (byte offsets).
+
+    `entry_count` is what the segment begins with; entries end at `entries_end` and grow downwards from there."""
 
     size: int
     lane_count: int
@@ -142,11 +175,13 @@ class Layout(NamedTuple):
     slab_size: int
     write_ring_size: int
     charge_ring_size: int
+    stripe_count: int
     lanes: int
+    stripes: int
     buckets: int
-    entries: int
     slab_words: int
     slabs: int
+    entries_end: int
     write_ring: int
     charge_ring: int
     end: int
@@ -165,35 +200,41 @@ def place(
     slab_size: int,
     write_ring_size: int,
     charge_ring_size: int,
+    stripe_count: int,
 ) -> Layout:
     """Return where the regions lie, given their counts and sizes."""
     lanes = _page(INTENT_OFFSET + INTENT_BYTES)
-    buckets = _page(lanes + lane_count * LANE_BYTES)
-    entries = _page(buckets + bucket_count * WORD)
-    slab_words = _page(entries + entry_count * ENTRY_WORDS * WORD)
+    stripes = _page(lanes + lane_count * LANE_BYTES)
+    buckets = _page(stripes + stripe_count * STRIPE_BYTES)
+    slab_words = _page(buckets + bucket_count * WORD)
     slabs = _page(slab_words + slab_count * SLAB_WORDS * WORD)
-    write_ring = _page(slabs + slab_count * slab_size)
+    entries_end = _page(slabs + slab_count * slab_size + entry_count * ENTRY_WORDS * WORD)
+    write_ring = entries_end
     charge_ring = _page(write_ring + write_ring_size)
     end = _page(charge_ring + charge_ring_size)
     return Layout(
         size, lane_count, bucket_count, entry_count, slab_count, slab_size, write_ring_size, charge_ring_size,
-        lanes, buckets, entries, slab_words, slabs, write_ring, charge_ring, end,
+        stripe_count, lanes, stripes, buckets, slab_words, slabs, entries_end, write_ring, charge_ring, end,
     )  # fmt: skip
 
 
-def plan(size: int) -> Layout:
-    """Divide a segment of `size` bytes: an eighth for the write ring, a thirty-second for the charge ring, an entry for
-    each 768 bytes, the rest for slabs. Raises ValueError for a size under 4 MiB."""
+def plan(size: int, write_ring_size: int | None = None, charge_ring_size: int | None = None) -> Layout:
+    """Divide a segment of `size` bytes: an eighth for the write ring and a thirty-second for the charge ring if nothing
+    else is said, a bucket for about each KiB, a few entries, the rest for slabs. Raises ValueError for a size under
+    4 MiB, and for rings that leave less than 2 MiB."""
     if size < 4 << 20:
         raise ValueError(f"an arena needs at least 4 MiB, not {size:,} bytes")
     size = size // PAGE * PAGE
-    slab_size = 64 << 10 if size < 64 << 20 else 256 << 10 if size < 1 << 30 else 1 << 20
-    write_ring = _page(size // 8)
-    charge_ring = _page(size // 32)
-    entries = size // 768
-    buckets = 1 << (entries - 1).bit_length()
-    if buckets > 1.5 * entries:
-        buckets //= 2
-    without_slabs = place(size, 128, buckets, entries, 0, slab_size, write_ring, charge_ring).end
+    slab_size = 16 << 10 if size < 16 << 20 else 64 << 10 if size < 128 << 20 else 256 << 10
+    if size >= 1 << 30:
+        slab_size = 1 << 20
+    write_ring = _page(size // 8 if write_ring_size is None else max(write_ring_size, PAGE))
+    charge_ring = _page(size // 32 if charge_ring_size is None else max(charge_ring_size, PAGE))
+    if size - write_ring - charge_ring < 2 << 20:
+        raise ValueError(f"rings of {write_ring:,} and {charge_ring:,} bytes leave no room for records in {size:,}")
+    buckets = 1 << (size // 1024).bit_length() - 1
+    stripes = 1 << max(0, min(size // slab_size // 32, MOST_STRIPES).bit_length() - 1)
+    entries = slab_size // (ENTRY_WORDS * WORD)
+    without_slabs = place(size, 128, buckets, entries, 0, slab_size, write_ring, charge_ring, stripes).end
     slabs = (size - without_slabs) // (slab_size + SLAB_WORDS * WORD) - 1
-    return place(size, 128, buckets, entries, slabs, slab_size, write_ring, charge_ring)
+    return place(size, 128, buckets, entries, slabs, slab_size, write_ring, charge_ring, stripes)

@@ -20,12 +20,14 @@ Made by `Memory.stage`."""
 
 
 class Memory:
-    """A mapped segment: `buffer` for bytes, `words` for aligned 8-byte words, `address` for locks and futexes."""
+    """A mapped segment: `buffer` for bytes, `words` for aligned 8-byte words, `address` for locks and futexes.
 
-    __slots__ = ("_mapped", "_pinned", "address", "buffer", "layout", "stage", "words")
+    `mapped` itself gives copies of bytes, in half the time that a view and its copy take."""
+
+    __slots__ = ("_pinned", "address", "buffer", "layout", "mapped", "stage", "words")
 
     def __init__(self, mapped: mmap.mmap, placed: Layout) -> None:
-        self._mapped = mapped
+        self.mapped = mapped
         self._pinned = False
         self.layout = placed
         self.buffer = memoryview(mapped)
@@ -43,11 +45,11 @@ class Memory:
         For who holds a robust lock in it for life: the kernel finds the locks of the dead in the memory of the dead,
         and a lock that is no longer mapped then would look held for ever."""
         if not self._pinned:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._mapped))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.mapped))
             self._pinned = True
 
     def release(self) -> None:
         """Unmap the segment. No object made from this memory may be used afterwards."""
         self.words.release()
         self.buffer.release()
-        self._mapped.close()
+        self.mapped.close()

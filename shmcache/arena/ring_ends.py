@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from shmcache.arena import layout
 from shmcache.arena.critical import Critical
-from shmcache.arena.layout import COMMIT_SEQUENCE
+from shmcache.arena.layout import COMMIT_SEQUENCE, VERSION_STEP
 from shmcache.arena.memory import Memory
 from shmcache.arena.ring import Entry, RingRegion
 
@@ -64,7 +64,7 @@ class Ring:
         words = self._words
         with self._critical:
             stage = self._memory.stage()
-            stage[COMMIT_SEQUENCE] = words[COMMIT_SEQUENCE] + 1
+            stage[COMMIT_SEQUENCE] = words[COMMIT_SEQUENCE] + VERSION_STEP
             if self._region.advance(stage, sequence):
                 self._critical.publish(stage)
             sleepers = words[self._region.state + layout.ROOM_WAITERS]

@@ -27,7 +27,7 @@ from shmcache.arena.layout import Layout
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, SharedMemoryTooSmall
 
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
-_HEADER = struct.Struct("<16Q")
+_HEADER = struct.Struct("<17Q")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -127,13 +127,18 @@ def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
             name, "it was made in another pid namespace, where locks name their holders otherwise: share that namespace"
         )
     try:
-        placed = layout.plan(min(words[layout.SIZE_WORD], 1 << 46))
+        placed = layout.plan(
+            min(words[layout.SIZE_WORD], 1 << 46),
+            words[layout.WRITE_RING_SIZE_WORD],
+            words[layout.CHARGE_RING_SIZE_WORD],
+        )
     except ValueError:
         placed = None
     if (
         placed is None
         or words[layout.SIZE_WORD] != placed.size
         or words[layout.LANE_COUNT_WORD : layout.NAMESPACE_WORD] != placed[1:8]
+        or words[layout.STRIPE_COUNT_WORD] != placed.stripe_count
     ):
         raise ArenaUnusable(name, "its header is damaged: remove it, what was not synced is lost")
     if placed.end != status.st_size:

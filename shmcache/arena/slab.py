@@ -1,317 +1,343 @@
-"""Where records' bytes lie: slabs that are filled from front to back, and cleaned by moving what still lives.
+"""Where records' bytes lie: slabs that are filled from front to back, and emptied by moving what still lives.
 
-A record lies in one slot, or in a chain of slots when it is longer than a slab. A slot is 8-byte aligned:
+A record lies in one slot, 8-byte aligned:
 
-    version 8 | record's length 4 | CRC-32 4 | entry 4 | bytes here 4 | offset of the next slot 8 | bytes ...
+    version 8 | CRC-32 4 | unused 4 | bytes, padded to 8
 
-The CRC covers the version and the record's bytes (of the whole record; in the first slot). New slots are written
-behind the USED mark of the current slab, memory that nothing refers to; the mark moves in the commit. A record that is
-replaced leaves a hole, counted by LIVE. A slab without live bytes is free again, but only for the next commit: until
-this one is decided, the old bytes must stay. When free slabs run out, the fullest of holes is cleaned: each slot that
-its entry still refers to is copied and the entry's LOCATION is stored anew; the record's version stays, so that no
-reader notices. A death anywhere leaves only bytes behind the USED mark, which nobody counts. (The idea: log-structured
-memory, Rumble and others, FAST 2014.)
+The CRC covers version, key and bytes; the length is part of the entry's LOCATION. A record too long for a slab has its
+beginning in slabs of its own, and a slot with their offsets, 8 bytes each, and then the rest.
+
+Each writer (the holder of the commit lock, or of a stripe's lock) fills a slab of its own, from POSITION to its end,
+and moves POSITION before anything refers to what it wrote. A record that is replaced leaves a hole that nobody counts:
+what lives in a slab is what entries refer to, found by one scan when free slabs run out (`shmcache.arena.room`).
+Nothing is ever written to a slab that has been filled, so what a scan began to miss cannot come back. A death anywhere
+leaves bytes that nothing refers to. (The idea: log-structured memory, Rumble and others, FAST 2014.)
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from shmcache.arena.layout import (
-    CURRENT_SLAB,
     FREE_SLAB,
     FREE_SLABS,
-    LOCATION,
+    LENGTH_MASK,
+    OFFSET_SHIFT,
+    POSITION,
+    POSITION_END,
     SLAB_IN_USE,
-    SLAB_LIVE,
-    SLAB_NEXT,
-    SLAB_USED,
+    SLAB_OF_ENTRIES,
+    SLAB_STAMP,
+    SLAB_STATE,
     SLAB_WORDS,
-    VERSION,
+    SLABS_TAKEN,
+    STRIPE_BYTES,
+    STRIPE_END,
+    STRIPE_POSITION,
     WORD,
 )
 from shmcache.arena.memory import Memory, Stage
-from shmcache.arena.table import Table
 
-_SLOT = struct.Struct("<QIIIIQ")
-SLOT_BYTES = _SLOT.size
-_LINK = (SLOT_BYTES - WORD) // WORD
-_unpack_slot = _SLOT.unpack_from
-_pack_slot = _SLOT.pack_into
+SLOT = struct.Struct("<QII")
+SLOT_BYTES = SLOT.size
+_unpack_slot = SLOT.unpack_from
+_pack_slot = SLOT.pack_into
 _crc32 = zlib.crc32
+_LOW_HALF = 0xFFFFFFFF
 
-RESERVED_SLABS = 2
-"""Free slabs that only cleaning may use, so that it can always begin."""
+RESERVED_SLABS = 3
+"""Free slabs that only making room may use, so that it can always begin."""
 
-MOVES = 64
-"""Slots moved in one commit of cleaning: bounds how long the commit lock is held."""
-
-
-_LONGEST_RECORD = 1 << 30
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class NoRoom(Exception):
-    """There is no free slab for a slot, or no free entry for a key."""
+    """There are fewer free slabs, or entries, than a transaction needs as far as it has come."""
 
-    def __init__(self, of_entries: bool = False) -> None:
-        super().__init__(of_entries)
-        self.of_entries = of_entries
+    def __init__(self, slabs: int = 0, entries: int = 0) -> None:
+        super().__init__(slabs, entries)
+        self.slabs = slabs
+        self.entries = entries
 
 
-def _rounded(size: int) -> int:
-    return SLOT_BYTES + (size + 7 & ~7)
+class Parts(NamedTuple):
+    """How a record of some length is divided: whole slabs, the bytes in its slot, and the room that the slot takes."""
+
+    slabs: int
+    rest: int
+    room: int
+
+
+def seed(key: bytes, version: int) -> int:
+    """Return what the CRC of a key's record starts from."""
+    return (version ^ int.from_bytes(key[:8], "big") ^ int.from_bytes(key[8:], "big")) & _LOW_HALF
 
 
 class Slabs:
     """The slabs over a memory."""
 
-    __slots__ = ("_buffer", "_count", "_first", "_last", "_size", "_table", "_words", "largest_slot", "longest_record")
+    __slots__ = (
+        "_buffer",
+        "_layout",
+        "_table",
+        "_words",
+        "count",
+        "first",
+        "last",
+        "longest_in_slot",
+        "longest_record",
+        "size",
+    )
 
     def __init__(self, memory: Memory) -> None:
         self._buffer = memory.buffer
         self._words = memory.words
-        self._first = memory.layout.slabs
-        self._size = memory.layout.slab_size
-        self._count = memory.layout.slab_count
-        self._last = self._first + self._count * self._size - SLOT_BYTES
+        self._layout = memory.layout
+        self.first = memory.layout.slabs
+        self.size = memory.layout.slab_size
+        self.count = memory.layout.slab_count
+        self.last = self.first + self.count * self.size - SLOT_BYTES
         self._table = memory.layout.slab_words // WORD
-        self.largest_slot = self._size - SLOT_BYTES
-        self.longest_record = min(max(0, self._count // 2) * self.largest_slot, _LONGEST_RECORD)
+        self.longest_in_slot = self.size - SLOT_BYTES
+        pieces = min(self.count // 2, self.longest_in_slot // WORD // 2)
+        self.longest_record = min(max(0, pieces) * self.size, LENGTH_MASK)
 
     def format(self) -> None:
         """Put all slabs on the free list. Only for who creates the segment."""
-        for slab in range(self._count):
-            self._words[self._table + slab * SLAB_WORDS + SLAB_NEXT] = slab + 2 if slab + 1 < self._count else 0
+        states = self._rows()[:, SLAB_STATE]
+        states[:] = np.arange(2, self.count + 2, dtype=np.uint64)
+        states[-1] = 0
         self._words[FREE_SLAB] = 1
-        self._words[FREE_SLABS] = self._count
+        self._words[FREE_SLABS] = self.count
 
-    def write(self, stage: Stage, entry: int, version: int, record: bytes, reserve: int = RESERVED_SLABS) -> int:
-        """Write a record into fresh slots; return the offset of the first. Raises NoRoom."""
+    def parts(self, length: int) -> Parts:
+        """Return how a record of a length is divided."""
+        if length <= self.longest_in_slot:
+            return Parts(0, length, SLOT_BYTES + (length + 7 & ~7))
+        slabs = -(-(length - self.longest_in_slot) // (self.size - WORD))
+        rest = max(0, length - slabs * self.size)
+        return Parts(slabs, rest, SLOT_BYTES + WORD * slabs + (rest + 7 & ~7))
+
+    def rooms(self, lengths: Numbers) -> Numbers:
+        """Return the room that the slots of records of these lengths take: `parts` for many at once."""
+        slabs = np.maximum(0, -(-(lengths - self.longest_in_slot) // (self.size - WORD)))
+        rests = np.maximum(0, lengths - slabs * self.size)
+        rooms: Numbers = SLOT_BYTES + WORD * slabs + (rests + 7 & ~7)
+        return rooms
+
+    # Records
+
+    def write(self, stage: Stage, key: bytes, version: int, record: bytes) -> int:
+        """Write a record where nothing refers to yet; return its location. Raises NoRoom."""
         length = len(record)
-        crc = _crc32(record, version & 0xFFFFFFFF)
-        if length <= self.largest_slot:
-            offset = self._take(stage, _rounded(length), reserve)
-            _pack_slot(self._buffer, offset, version, length, crc, entry, length, 0)
+        crc = _crc32(record, seed(key, version))
+        buffer = self._buffer
+        if length <= self.longest_in_slot:
+            offset = self.take(stage, SLOT_BYTES + (length + 7 & ~7))
+            _pack_slot(buffer, offset, version, crc, 0)
             begin = offset + SLOT_BYTES
-            self._buffer[begin : begin + length] = record
-            return offset
-        following = 0
+            buffer[begin : begin + length] = record
+            return offset << OFFSET_SHIFT | length
+        slabs, rest, room = self.parts(length)
+        self.require_free(stage, slabs + 1)
+        offset = self.take(stage, room)
+        _pack_slot(buffer, offset, version, crc, 0)
         whole = memoryview(record)
-        for begin in range((length - 1) // self.largest_slot * self.largest_slot, -1, -self.largest_slot):
-            piece = whole[begin : begin + self.largest_slot]
-            offset = self._take(stage, _rounded(len(piece)), reserve)
-            _pack_slot(self._buffer, offset, version, length, crc, entry, len(piece), following)
-            self._buffer[offset + SLOT_BYTES : offset + SLOT_BYTES + len(piece)] = piece
-            following = offset
-        return following
+        place = offset + SLOT_BYTES
+        for number in range(slabs):
+            piece = whole[number * self.size : (number + 1) * self.size]
+            begin = self.take_slab(stage)
+            buffer[begin : begin + len(piece)] = piece
+            self._words[place // WORD] = begin
+            place += WORD
+        buffer[place : place + rest] = whole[length - rest :] if rest else b""
+        return offset << OFFSET_SHIFT | length
 
-    def read(self, offset: int, entry: int, version: int) -> bytes | None:
-        """Return a record's bytes, or None if they are not this version of this entry's record, whole."""
-        if not self._first <= offset <= self._last or offset & 7:
+    def read(self, key: bytes, location: int, version: int) -> bytes | None:
+        """Return a record's bytes, or None if they are not this version of this key's record, whole."""
+        offset = location >> OFFSET_SHIFT & ~7
+        length = location & LENGTH_MASK
+        if not self.first <= offset <= self.last:
             return None
         buffer = self._buffer
-        found, length, crc, owner, here, _ = _unpack_slot(buffer, offset)
-        if found != version or owner != entry:
+        found, crc, _ = _unpack_slot(buffer, offset)
+        if found != version:
             return None
-        begin = offset + SLOT_BYTES
-        if here == length <= self.largest_slot:
+        if length <= self.longest_in_slot:
+            begin = offset + SLOT_BYTES
             record = bytes(buffer[begin : begin + length])
         else:
-            pieces = []
-            gathered = 0
-            for _, place, size in self._chain(buffer, offset, entry, version):
-                pieces.append(bytes(buffer[place + SLOT_BYTES : place + SLOT_BYTES + size]))
-                gathered += size
-            if gathered != length:
-                return None
-            record = b"".join(pieces)
-        return record if _crc32(record, version & 0xFFFFFFFF) == crc else None
+            record = self._gather(offset, length)
+        return record if _crc32(record, seed(key, version)) == crc else None
 
-    def _chain(
-        self, buffer: memoryview, offset: int, entry: int, version: int, stage: Stage | None = None
-    ) -> Iterator[tuple[int, int, int]]:
-        """Yield (word that refers to it, offset, bytes here) of each slot of a record, from a given one on.
+    def version_at(self, location: int) -> int:
+        """Return the version in the slot at a location; 0 if that is no place for a slot."""
+        offset = location >> OFFSET_SHIFT & ~7
+        if not self.first <= offset <= self.last:
+            return 0
+        version: int = _unpack_slot(self._buffer, offset)[0]
+        return version
 
-        Ends early where a slot is not this version of this entry's record. With a stage, links are read from it."""
-        holder = entry + LOCATION
-        for _ in range(self._count + 1):
-            if not self._first <= offset <= self._last or offset & 7:
-                return
-            found, _, _, owner, here, following = _unpack_slot(buffer, offset)
-            if found != version or owner != entry or here > self.largest_slot:
-                return
-            yield holder, offset, here
-            holder = (offset + SLOT_BYTES - WORD) // WORD
-            offset = following if stage is None else stage[holder]
+    def _gather(self, offset: int, length: int) -> bytes:
+        rest = self.parts(length).rest
+        pieces = []
+        left = length - rest
+        for begin in self.pieces(offset, length):
+            pieces.append(bytes(self._buffer[begin : begin + min(left, self.size)]))
+            left -= self.size
+        begin = offset + SLOT_BYTES + WORD * len(pieces)
+        pieces.append(bytes(self._buffer[begin : begin + rest]))
+        return b"".join(pieces)
 
-    def discard(self, stage: Stage, entry: int, freed: list[int]) -> None:
-        """Count an entry's slots as holes; slabs that have no live bytes left are added to `freed`."""
-        version = stage[entry + VERSION]
-        offset = stage[entry + LOCATION]
-        if self._first <= offset <= self._last:
-            found, length, _, owner, here, _ = _unpack_slot(self._buffer, offset)
-            if here == length <= self.largest_slot and found == version and owner == entry:
-                self._count_hole(stage, offset, here, freed)  # one slot, as nearly always: 0.8 us less
-                return
-        for _, place, size in self._chain(self._buffer, offset, entry, version, stage):
-            self._count_hole(stage, place, size, freed)
+    def pieces(self, offset: int, length: int) -> list[int]:
+        """Return the offsets of the slabs that a record's slot refers to; those that are none are left out."""
+        slabs = self.parts(length).slabs
+        first = (offset + SLOT_BYTES) // WORD
+        end = min(first + slabs, len(self._words))
+        return [
+            place
+            for place in self._words[first:end].tolist()
+            if self.first <= place <= self.last and not (place - self.first) % self.size
+        ]
 
-    def _count_hole(self, stage: Stage, offset: int, here: int, freed: list[int]) -> None:
-        slab = (offset - self._first) // self._size
-        word = self._table + slab * SLAB_WORDS + SLAB_LIVE
-        live = stage[word] - (SLOT_BYTES + (here + 7 & ~7))
-        if live > 0:
-            stage[word] = live
+    def piece_word(self, offset: int, number: int) -> int:
+        """Return the word of a slot that holds the offset of its record's n-th slab."""
+        return (offset + SLOT_BYTES) // WORD + number
+
+    # Room
+
+    def take(self, stage: Stage, room: int) -> int:
+        """Take room for a slot in the slab that commits fill, or in a new one; return its offset. Raises NoRoom."""
+        offset = stage[POSITION]
+        end = offset + room
+        if end > stage[POSITION_END]:
+            self.require_free(stage)
+            return self._begin_slab(stage, room)
+        stage[POSITION] = end
+        return offset
+
+    def take_for_move(self, stage: Stage, room: int) -> int:
+        """Take room for a slot that is moved: from the reserve, if need be. Raises NoRoom."""
+        offset = stage[POSITION]
+        if offset + room > stage[POSITION_END]:
+            return self._begin_slab(stage, room)
+        stage[POSITION] = offset + room
+        return offset
+
+    def _begin_slab(self, stage: Stage, room: int) -> int:
+        offset = self.take_slab(stage)
+        stage[POSITION] = offset + room
+        stage[POSITION_END] = offset + self.size
+        return offset
+
+    def require_free(self, stage: Stage, wanted: int = 1) -> None:
+        """Raise NoRoom unless there are so many free slabs besides the reserved ones."""
+        free = stage[FREE_SLABS]
+        if free < wanted + RESERVED_SLABS:
+            raise NoRoom(wanted + self._words[FREE_SLABS] - free)
+
+    def take_slab(self, stage: Stage) -> int:
+        """Stage that a free slab is in use; return its offset. Raises NoRoom if there is none at all."""
+        slab = stage[FREE_SLAB]
+        if not slab:
+            raise NoRoom(1)
+        word = self._table + (slab - 1) * SLAB_WORDS
+        stage[FREE_SLAB] = stage[word + SLAB_STATE]
+        stage[FREE_SLABS] = stage[FREE_SLABS] - 1
+        stage[word + SLAB_STATE] = SLAB_IN_USE
+        stage[SLABS_TAKEN] = stage[word + SLAB_STAMP] = stage[SLABS_TAKEN] + 1
+        return self.first + (slab - 1) * self.size
+
+    def give_back(self, stage: Stage, slab: int) -> None:
+        """Stage that a slab in use, which nothing refers to, is free."""
+        word = self._table + slab * SLAB_WORDS
+        stage[word + SLAB_STATE] = stage[FREE_SLAB]
+        stage[FREE_SLAB] = slab + 1
+        stage[FREE_SLABS] = stage[FREE_SLABS] + 1
+
+    def make_entries(self, stage: Stage, slab: int) -> bool:
+        """Stage that a slab is one of entries; return False if it is not free."""
+        word = self._table + slab * SLAB_WORDS
+        if self._words[word + SLAB_STATE] >= SLAB_OF_ENTRIES:
+            return False
+        following = stage[word + SLAB_STATE]
+        if stage[FREE_SLAB] == slab + 1:
+            stage[FREE_SLAB] = following
         else:
-            stage[word] = 0
-            freed.append(slab)
+            before = int((self._rows()[:, SLAB_STATE] == slab + 1).nonzero()[0][0])
+            stage[self._table + before * SLAB_WORDS + SLAB_STATE] = following
+        stage[FREE_SLABS] = stage[FREE_SLABS] - 1
+        stage[word + SLAB_STATE] = SLAB_OF_ENTRIES
+        return True
 
-    def slots(self, entry: int, version: int, location: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (slab, offset, bytes taken) of each slot of a record."""
-        for _, offset, here in self._chain(self._buffer, location, entry, version):
-            yield (offset - self._first) // self._size, offset, _rounded(here)
+    def is_in_use(self, slab: int) -> bool:
+        """Say whether a slab holds records, or is being filled with them."""
+        in_use: bool = self._words[self._table + slab * SLAB_WORDS + SLAB_STATE] == SLAB_IN_USE
+        return in_use
 
-    def recount(self, stage: Stage, records: Iterable[tuple[int, int, int]], freed: list[int]) -> None:
-        """Set LIVE of every slab from the records there are, given as (entry, version, location).
+    def stamps(self) -> Numbers:
+        """Return when each slab was taken."""
+        return self._rows()[:, SLAB_STAMP].astype(np.int64)
 
-        For when a damaged slot was met, and what it held cannot be subtracted. Nothing else may be staged on slabs."""
-        live = [0] * self._count
-        for record in records:
-            for slab, _, room in self.slots(*record):
-                live[slab] += room
-        for slab, amount in enumerate(live):
-            word = self._table + slab * SLAB_WORDS
-            if stage[word + SLAB_NEXT] == SLAB_IN_USE and stage[word + SLAB_LIVE] != amount:
-                stage[word + SLAB_LIVE] = amount
-                if not amount:
-                    freed.append(slab)
+    def filled(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return which slabs are in use and filled by nobody any more. Under the commit lock and all stripes."""
+        filled: np.ndarray[tuple[int], np.dtype[np.bool_]] = self._rows()[:, SLAB_STATE] == SLAB_IN_USE
+        for end in self._ends():
+            if end:
+                filled[(end - 1 - self.first) // self.size] = False
+        return filled
 
-    def problems(self, live: list[int]) -> Iterator[str]:
+    def _ends(self) -> list[int]:
+        words = self._words
+        first = self._layout.stripes // WORD
+        stripes = range(first, first + self._layout.stripe_count * STRIPE_BYTES // WORD, STRIPE_BYTES // WORD)
+        return [words[POSITION_END], *(words[stripe + STRIPE_END] for stripe in stripes)]
+
+    def free_bytes(self) -> int:
+        """Return the bytes that slots can be written to now: of free slabs, and of those that are being filled."""
+        words = self._words
+        first = self._layout.stripes // WORD
+        stripes = range(first, first + self._layout.stripe_count * STRIPE_BYTES // WORD, STRIPE_BYTES // WORD)
+        left = sum(words[stripe + STRIPE_END] - words[stripe + STRIPE_POSITION] for stripe in stripes)
+        free: int = words[FREE_SLABS] * self.size + words[POSITION_END] - words[POSITION] + left
+        return free
+
+    def slab_of(self, offset: int) -> int:
+        """Return the slab that an offset lies in."""
+        return (offset - self.first) // self.size
+
+    def problems(self, live: dict[int, int]) -> Iterator[str]:
         """Yield what is wrong with the slabs, given the live bytes that the records have in each."""
         words = self._words
         free: set[int] = set()
         slab = words[FREE_SLAB]
         while slab:
-            if slab > self._count or slab in free:
+            if slab > self.count or slab in free:
                 yield f"the list of free slabs leads to {slab}, which is none, or was met before"
                 break
             free.add(slab)
-            slab = words[self._table + (slab - 1) * SLAB_WORDS + SLAB_NEXT]
+            slab = words[self._table + (slab - 1) * SLAB_WORDS]
         if words[FREE_SLABS] != len(free):
             yield f"FREE_SLABS says {words[FREE_SLABS]}, and {len(free)} are"
-        for index, amount in enumerate(live):
-            word = self._table + index * SLAB_WORDS
-            if (words[word + SLAB_NEXT] == SLAB_IN_USE) == (index + 1 in free):
+        filling = [self.slab_of(end - 1) for end in self._ends() if end]
+        if len(filling) != len(set(filling)):
+            yield f"one slab is being filled by two: {sorted(filling)}"
+        for index in range(self.count):
+            state = words[self._table + index * SLAB_WORDS + SLAB_STATE]
+            if (state >= SLAB_OF_ENTRIES) == (index + 1 in free):
                 yield f"slab {index} is both in use and free, or neither"
-            if words[word + SLAB_LIVE] != amount:
-                yield f"slab {index} says it has {words[word + SLAB_LIVE]} live bytes, and it has {amount}"
-            if not amount <= words[word + SLAB_USED] <= self._size:
-                yield f"slab {index} of {self._size} bytes says {words[word + SLAB_USED]} are used"
-
-    def give_back(self, stage: Stage, freed: list[int]) -> None:
-        """Put slabs without live bytes on the free list: the last thing staged in a commit."""
-        for slab in freed:
-            word = self._table + slab * SLAB_WORDS
-            if (
-                slab + 1 != stage[CURRENT_SLAB]
-                and not stage[word + SLAB_LIVE]
-                and stage[word + SLAB_NEXT] == SLAB_IN_USE
-            ):
-                stage[word + SLAB_USED] = 0
-                stage[word + SLAB_NEXT] = stage[FREE_SLAB]
-                stage[FREE_SLAB] = slab + 1
-                stage[FREE_SLABS] = stage[FREE_SLABS] + 1
-
-    def fullest_of_holes(self) -> int | None:
-        """Return the slab in use (not the current one) with the fewest live bytes; None if they are all full."""
-        table = self._rows()
-        in_use = table[:, SLAB_NEXT] == SLAB_IN_USE
-        current = self._words[CURRENT_SLAB]
-        if current:
-            in_use[current - 1] = False
-        live = np.where(in_use, table[:, SLAB_LIVE], np.uint64(2**63))
-        slab = int(live.argmin())
-        return slab if int(live[slab]) < self._size * 15 // 16 else None
-
-    def live_bytes(self) -> int:
-        """Return the bytes of all slots that records refer to."""
-        return int(self._rows()[:, SLAB_LIVE].sum())
-
-    def free_bytes(self) -> int:
-        """Return the bytes that slots can be written to now: of free slabs, and behind the current slab's mark."""
-        current = self._words[CURRENT_SLAB]
-        used = self._words[self._table + (current - 1) * SLAB_WORDS + SLAB_USED] if current else self._size
-        free: int = self._words[FREE_SLABS] * self._size + self._size - used
-        return free
-
-    def is_filled(self, slab: int) -> bool:
-        """Say whether a slab is in use and no longer the current one."""
-        in_use: bool = self._words[self._table + slab * SLAB_WORDS + SLAB_NEXT] == SLAB_IN_USE
-        return in_use and slab + 1 != self._words[CURRENT_SLAB]
-
-    def live_in(self, stage: Stage, slab: int) -> int:
-        """Return the live bytes of a slab as the stage has it."""
-        return stage[self._table + slab * SLAB_WORDS + SLAB_LIVE]
-
-    def move(self, stage: Stage, table: Table, slab: int, begin: int, freed: list[int]) -> int | None:
-        """Copy up to MOVES live slots of a slab away, from the place `begin` on; return where to go on, or None.
-
-        Raises NoRoom."""
-        base = self._first + slab * self._size
-        word = self._table + slab * SLAB_WORDS
-        used = self._words[word + SLAB_USED]
-        place = begin
-        moved = 0
-        while place + SLOT_BYTES <= used:
-            if moved >= MOVES:
-                return place
-            offset = base + place
-            version, _, _, entry, here, _ = _unpack_slot(self._buffer, offset)
-            room = _rounded(here)
-            if place + room > used:
-                break
-            holder = 0
-            if table.is_entry(entry) and stage[entry + VERSION] == version:
-                slots = self._chain(self._buffer, stage[entry + LOCATION], entry, version, stage)
-                holder = next((referrer for referrer, at, _ in slots if at == offset), 0)
-            if holder:
-                target = self._take(stage, room, 0)
-                self._buffer[target : target + room] = self._buffer[offset : offset + room]
-                # Its follower may have been moved in this very commit.
-                self._words[target // WORD + _LINK] = stage[offset // WORD + _LINK]
-                stage[holder] = target
-                stage[word + SLAB_LIVE] = max(stage[word + SLAB_LIVE] - room, 0)
-                moved += 1
-            place += room
-        freed.append(slab)
-        return None
+            if live.get(index) and state != SLAB_IN_USE:
+                yield f"slab {index} has {live[index]} live bytes and is not in use for records"
+            if live.get(index, 0) > self.size:
+                yield f"slab {index} has {live[index]} live bytes, more than its {self.size}"
+            if index in filling and state != SLAB_IN_USE:
+                yield f"slab {index} is being filled and not in use"
 
     def _rows(self) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
-        rows = np.frombuffer(self._words, np.uint64, self._count * SLAB_WORDS, self._table * WORD)
-        return rows.reshape(self._count, SLAB_WORDS)
-
-    def _take(self, stage: Stage, room: int, reserve: int) -> int:
-        current = stage[CURRENT_SLAB]
-        if current:
-            word = self._table + (current - 1) * SLAB_WORDS
-            used = stage[word + SLAB_USED]
-            if used + room <= self._size:
-                stage[word + SLAB_USED] = used + room
-                stage[word + SLAB_LIVE] = stage[word + SLAB_LIVE] + room
-                return self._first + (current - 1) * self._size + used
-        if stage[FREE_SLABS] <= reserve:
-            raise NoRoom
-        slab = stage[FREE_SLAB]
-        if not slab:
-            raise NoRoom
-        word = self._table + (slab - 1) * SLAB_WORDS
-        stage[FREE_SLAB] = stage[word + SLAB_NEXT]
-        stage[FREE_SLABS] = stage[FREE_SLABS] - 1
-        stage[word + SLAB_NEXT] = SLAB_IN_USE
-        stage[word + SLAB_USED] = stage[word + SLAB_LIVE] = room
-        stage[CURRENT_SLAB] = slab
-        return self._first + (slab - 1) * self._size
+        rows = np.frombuffer(self._words, np.uint64, self.count * SLAB_WORDS, self._table * WORD)
+        return rows.reshape(self.count, SLAB_WORDS)

@@ -3,6 +3,9 @@
     bucket[key & mask] -> entry -> entry -> 0          chain, through the low half of CHAIN
     parent.MEMBERS first -> sibling -> ... -> last     members, through the low half of FAMILY
 
+Entries are numbered from the end of their region downwards, and the slabs before it become entries when they run out:
+entry number n begins (n + 1) * 10 words before the end, wherever the region begins by then.
+
 Changes are prepared on a Stage under the commit lock. Readers walk without a lock: an entry that carries the key is
 the right one if its version still stands after the record was copied; a walk that finds nothing proves nothing (an
 entry may have moved between chains under the reader) and is repeated under the lock.
@@ -18,9 +21,12 @@ from shmcache.arena.layout import (
     CHAIN,
     COUNTER,
     DIRTY,
+    ENTRIES_LEAVE,
     ENTRIES_USED,
+    ENTRY_SLABS,
     ENTRY_WORDS,
     FAMILY,
+    FLAG_USED,
     FREE_ENTRY,
     KEY_HIGH,
     KEY_LOW,
@@ -32,7 +38,7 @@ from shmcache.arena.layout import (
     WORD,
 )
 from shmcache.arena.memory import Memory, Stage
-from shmcache.errors import ArenaFull
+from shmcache.arena.slab import NoRoom
 
 _KEY = struct.Struct(">QQ")
 _unpack_key = _KEY.unpack
@@ -43,23 +49,50 @@ _HOPS = range(64)
 class Table:
     """The table over a memory. Keys are 16 bytes; entries are named by the index of their first word."""
 
-    __slots__ = ("_buckets", "_entries", "_entry_count", "_mask", "_words")
+    __slots__ = ("_buckets", "_end", "_first_bytes", "_mask", "_slab_size", "_words")
 
     def __init__(self, memory: Memory) -> None:
+        placed = memory.layout
         self._words = memory.words
-        self._buckets = memory.layout.buckets // WORD
-        self._entries = memory.layout.entries // WORD
-        self._mask = memory.layout.bucket_count - 1
-        self._entry_count = memory.layout.entry_count
+        self._buckets = placed.buckets // WORD
+        self._mask = placed.bucket_count - 1
+        self._end = placed.entries_end // WORD
+        self._first_bytes = placed.entries_end - placed.slabs - placed.slab_count * placed.slab_size
+        self._slab_size = placed.slab_size
 
     def format(self) -> None:
         """Put all entries on the free list. Only for who creates the segment."""
-        words = self._words
-        last = self._entries + (self._entry_count - 1) * ENTRY_WORDS
-        for entry in range(self._entries, last, ENTRY_WORDS):
-            words[entry + CHAIN] = entry + ENTRY_WORDS
-        words[last + CHAIN] = 0
-        words[FREE_ENTRY] = self._entries
+        self._words[FREE_ENTRY] = self._link_free(0, self.count, 0)
+
+    @property
+    def count(self) -> int:
+        """How many entries there are, used and free."""
+        return self._count_with(self._words[ENTRY_SLABS])
+
+    @property
+    def free(self) -> int:
+        """How many entries are free."""
+        free: int = self.count - self._words[ENTRIES_USED]
+        return free
+
+    def _count_with(self, slabs: int) -> int:
+        return (self._first_bytes + slabs * self._slab_size) // (ENTRY_WORDS * WORD)
+
+    def grow(self, stage: Stage) -> int:
+        """Stage that one more slab, the last that is none yet, is entries; return which slab. It must be free then."""
+        slabs = stage[ENTRY_SLABS]
+        stage[FREE_ENTRY] = self._link_free(self._count_with(slabs), self._count_with(slabs + 1), stage[FREE_ENTRY])
+        stage[ENTRY_SLABS] = slabs + 1
+        return slabs
+
+    def _link_free(self, begin: int, end: int, following: int) -> int:
+        """Empty entries begin..end-1, which nobody knows yet, and chain them to `following`; return the first."""
+        first = self._end - end * ENTRY_WORDS
+        rows = np.frombuffer(self._words, np.uint64, (end - begin) * ENTRY_WORDS, first * WORD).reshape(-1, ENTRY_WORDS)
+        rows[:] = 0
+        rows[:-1, CHAIN] = np.arange(first + ENTRY_WORDS, self._end - begin * ENTRY_WORDS, ENTRY_WORDS)
+        rows[-1, CHAIN] = following
+        return first
 
     def find(self, key: bytes) -> int:
         """Return the entry of a key, or 0, which without the commit lock proves nothing."""
@@ -91,7 +124,7 @@ class Table:
         high, low = _unpack_key(key)
         try:
             entry = words[self._buckets + (low & self._mask)]
-            for _ in range(self._entry_count):
+            for _ in range(self.count):
                 if not entry:
                     return 0
                 if words[entry + KEY_LOW] == low and words[entry + KEY_HIGH] == high:
@@ -102,10 +135,10 @@ class Table:
         return 0
 
     def insert(self, stage: Stage, key: bytes) -> int:
-        """Take a free entry for a key that has none; return it. Raises ArenaFull."""
+        """Take a free entry for a key that has none; return it. Raises NoRoom."""
         entry = stage[FREE_ENTRY]
         if not entry:
-            raise ArenaFull(ENTRY_WORDS * WORD, f"all {self._entry_count:,} entries are taken")
+            raise NoRoom(entries=stage[ENTRIES_USED] + 1 - self._words[ENTRIES_USED])
         high, low = _unpack_key(key)
         bucket = self._buckets + (low & self._mask)
         free = stage[entry + CHAIN] & LOW
@@ -113,7 +146,7 @@ class Table:
         stage[entry + KEY_LOW] = low
         stage[entry + LOCATION] = stage[entry + DIRTY] = stage[entry + QUEUE] = 0
         stage[entry + FAMILY] = stage[entry + MEMBERS] = stage[entry + COUNTER] = 0
-        stage[entry + CHAIN] = stage[bucket]
+        stage[entry + CHAIN] = stage[bucket] | FLAG_USED
         stage[bucket] = entry
         stage[FREE_ENTRY] = free
         stage[ENTRIES_USED] = stage[ENTRIES_USED] + 1
@@ -121,6 +154,12 @@ class Table:
 
     def remove(self, stage: Stage, entry: int) -> None:
         """Take an entry out of its chain and put it on the free list. It must be on no other list any more."""
+        self._unlink(stage, entry)
+        stage[entry + CHAIN] = stage[FREE_ENTRY]
+        stage[FREE_ENTRY] = entry
+        stage[ENTRIES_USED] = stage[ENTRIES_USED] - 1
+
+    def _unlink(self, stage: Stage, entry: int) -> None:
         bucket = self._buckets + (stage[entry + KEY_LOW] & self._mask)
         following = stage[entry + CHAIN] & LOW
         current = stage[bucket]
@@ -132,9 +171,48 @@ class Table:
             stage[current + CHAIN] = stage[current + CHAIN] & ~LOW | following
         stage[entry + VERSION] = stage[entry + LOCATION] = 0
         stage[entry + KEY_HIGH] = stage[entry + KEY_LOW] = 0
-        stage[entry + CHAIN] = stage[FREE_ENTRY]
-        stage[FREE_ENTRY] = entry
-        stage[ENTRIES_USED] = stage[ENTRIES_USED] - 1
+
+    # Giving entries back
+
+    def last_slab(self) -> range:
+        """Return the numbers of the entries that lie, in part at least, in the slab that became entries last."""
+        slabs = self._words[ENTRY_SLABS]
+        return range(self._count_with(slabs - 1), self._count_with(slabs))
+
+    def relist_free(self, leaving: bool) -> None:
+        """Make the list of free entries anew, without those of the last slab if that is leaving.
+
+        Under the commit lock. A death in between leaves ENTRIES_LEAVE set, and this to be done again."""
+        words = self._words
+        words[ENTRIES_LEAVE] = 1
+        words[FREE_ENTRY] = 0
+        rows = self.rows()
+        if leaving:
+            rows = rows[: self.last_slab().start]
+        free = (rows[:, CHAIN] & np.uint64(FLAG_USED) == 0).nonzero()[0]
+        places = self._end - (free + 1) * ENTRY_WORDS
+        rows[free, CHAIN] = np.append(places[1:], 0).astype(np.uint64)
+        words[FREE_ENTRY] = int(places[0]) if len(places) else 0
+        words[ENTRIES_LEAVE] = int(leaving)
+
+    def move(self, stage: Stage, entry: int) -> None:
+        """Stage that a key's entry, on no list but its chain, is another one; the old one goes on no list."""
+        words = self._words
+        target = stage[FREE_ENTRY]
+        bucket = self._buckets + (stage[entry + KEY_LOW] & self._mask)
+        stage[FREE_ENTRY] = stage[target + CHAIN] & LOW
+        for word in (VERSION, LOCATION, KEY_HIGH, KEY_LOW, DIRTY, QUEUE, FAMILY, MEMBERS, COUNTER):
+            stage[target + word] = words[entry + word]
+        flags = words[entry + CHAIN] & ~LOW
+        self._unlink(stage, entry)
+        stage[entry + CHAIN] = 0
+        stage[target + CHAIN] = stage[bucket] | flags
+        stage[bucket] = target
+
+    def shrink(self, stage: Stage) -> None:
+        """Stage that the last slab of entries, of which none is used any more, is none."""
+        stage[ENTRY_SLABS] = stage[ENTRY_SLABS] - 1
+        stage[ENTRIES_LEAVE] = 0
 
     def adopt(self, stage: Stage, parent: int, entry: int) -> None:
         """Append an entry to the members of a parent."""
@@ -165,7 +243,7 @@ class Table:
             entry = words[parent + MEMBERS] & LOW
             while entry:
                 family = words[entry + FAMILY]
-                if family >> 32 != parent or len(found) > self._entry_count:
+                if family >> 32 != parent or len(found) > self.count:
                     return None
                 found.append(entry)
                 entry = family & LOW
@@ -178,15 +256,17 @@ class Table:
         return _KEY.pack(self._words[entry + KEY_HIGH], self._words[entry + KEY_LOW])
 
     def rows(self) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
-        """Return all entries, used and free, as the rows of an array over the memory. Keep it no longer than needed."""
-        rows = np.frombuffer(self._words, np.uint64, self._entry_count * ENTRY_WORDS, self._entries * WORD)
-        return rows.reshape(self._entry_count, ENTRY_WORDS)
+        """Return all entries, used and free, by their numbers, as an array over the memory. Keep it no longer than
+        needed."""
+        count = self.count
+        rows = np.frombuffer(self._words, np.uint64, count * ENTRY_WORDS, (self._end - count * ENTRY_WORDS) * WORD)
+        return rows.reshape(count, ENTRY_WORDS)[::-1]
 
-    def entry_at(self, row: int | np.intp) -> int:
-        """Return the entry of a row."""
-        return self._entries + int(row) * ENTRY_WORDS
+    def entry_at(self, number: int | np.intp) -> int:
+        """Return the entry of a number, which is a row of `rows`."""
+        return self._end - (int(number) + 1) * ENTRY_WORDS
 
     def is_entry(self, word: int) -> bool:
         """Say whether a word is the first of an entry."""
-        place = word - self._entries
-        return 0 <= place < self._entry_count * ENTRY_WORDS and not place % ENTRY_WORDS
+        place = self._end - word
+        return 0 < place <= self.count * ENTRY_WORDS and not place % ENTRY_WORDS

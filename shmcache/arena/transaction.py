@@ -99,12 +99,18 @@ Operation = Put | Touch | Delete | Append | Enqueue | Release | Add | SetCounter
 class Transaction:
     """Operations in the order made, and the versions they rely on."""
 
-    __slots__ = ("evictions", "expected", "operations")
+    __slots__ = ("evictions", "expected", "operations", "plain")
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
         self.operations: list[Operation] = []
         self.expected: dict[bytes, int] = {}
         self.evictions: int | None = None
+        self.plain = plain
+        """Whether keys are, or become, plain ones (see `shmcache.arena.stripes`); found out if it is not said."""
+
+    def keys_concerned(self) -> set[bytes]:
+        """Return the keys whose records it changes or relies on."""
+        return {*self.expected, *(each.key for each in self.operations if isinstance(each, Put | Delete))}
 
     def rely_on(self, key: bytes, version: int) -> None:
         """Make the commit fail if the key's version is another by then. Version 0: the key has no record."""

@@ -417,11 +417,11 @@ def test_a_pipelines_round_trip_counts_when_its_answer_outruns_the_sending(
         waits += 1
 
     def dawdle(steps: PQGen[Any], descriptor: int, *_: Any, **__: Any) -> Any:
-        """psycopg's loop of a wait, as in a process that others keep from its processor."""
+        """The loop of a wait of psycopg's, as in a process that others keep from its processor."""
         try:
             wanted = next(steps)
             while True:
-                readable, _, _ = select.select([descriptor], [], [], 0.2 if wanted == Wait.RW else None)
+                readable = select.select([descriptor], [], [], 0.2 if wanted == Wait.RW else None)[0]
                 wanted = steps.send((wanted & Wait.W) | (Ready.R if readable else 0))
         except StopIteration as end:
             return end.value

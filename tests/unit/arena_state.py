@@ -36,7 +36,7 @@ def state(arena: Arena) -> dict[str, Any]:
         family = row[layout.FAMILY] >> 32
         entries[name] = (
             record and record.record,
-            row[layout.CHAIN] >> 32,
+            row[layout.CHAIN] & layout.FLAGS & ~layout.FLAG_USED,
             row[layout.COUNTER],
             work.state_of(row[layout.QUEUE]),
             row[layout.DIRTY],

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import pytest
 
-from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, Arena, Counter, layout, memory
+from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PLAIN, Arena, Counter, layout, memory
 from shmcache.arena.transaction import Add, Append, Delete, Enqueue, Number, Put, Release, SetCounter, Touch
 from tests.unit.arena_state import Points, commit, die, key, run_in_child, state
 
 FAMILY, GROUP, MEMBER, OTHER, LONG, PLAIN, GRAPH, NUMBERED, COUNTED = (key(n) for n in range(1, 10))
+SINGLE = key(10)
 QUEUED = key(20)
 NEW = key(30)
-LONG_RECORD = bytes(range(256)) * 700  # three slabs of 64 KiB
+LONG_RECORD = bytes(range(256)) * 700  # eleven slabs of 16 KiB
 
 
 class Case(NamedTuple):
@@ -53,6 +54,12 @@ CASES = {
     "number": Case(lambda a: commit(a, Number(NUMBERED, COUNTED))),
     "add": Case(lambda a: commit(a, Add(COUNTED, 5))),
     "advance": Case(lambda a: a.write_ring.advance(2)),
+    "put the first plain record": Case(lambda a: a.put(NEW, b"n" * 300)),
+    "delete a plain record": Case(lambda a: commit(a, Delete(SINGLE))),
+    "exchange a plain record": Case(lambda a: commit(a, Put(SINGLE, LONG_RECORD, None, FLAG_PLAIN))),
+    "give a stripe a slab": Case(lambda a: a._stripes.refill(SINGLE)),
+    "sweep": Case(lambda a: a.sweep(), lambda a: commit(a, Delete(LONG)), one_commit=False),
+    "grow": Case(lambda a: a._room._alone(a._room._grow), one_commit=False),
     "clean": Case(lambda a: a._room.clean(), one_commit=False),
     "evict": Case(lambda a: a._room.evict(), one_commit=False),
     "drop family": Case(lambda a: a.drop_family(FAMILY), one_commit=False),
@@ -71,6 +78,8 @@ def prepared() -> Iterator[tuple[Arena, bytes]]:
         commit(arena, Put(OTHER, b"other", FAMILY))
         commit(arena, Put(LONG, LONG_RECORD), Put(PLAIN, b"plain"), Put(NUMBERED, b"numbered"))
         commit(arena, Touch(COUNTED), SetCounter(COUNTED, 41))
+        for number in range(3):
+            arena.put(SINGLE, b"single" * number)
         for number in range(100, 250):
             commit(arena, Put(key(number), bytes([number]) * 1500))
         for number in range(100, 250, 2):
@@ -93,6 +102,8 @@ def _outcome(arena: Arena, image: bytes, case: Case) -> tuple[object, object]:
     _restore(arena, image)
     case.begin(arena)
     before = state(arena)
+    _restore(arena, image)  # what was read just now is marked so, which decides who is evicted
+    case.begin(arena)
     case.operate(arena)
     return before, state(arena)
 
