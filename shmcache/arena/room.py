@@ -59,7 +59,7 @@ from shmcache.arena.mutex import RobustMutex, is_on_stack
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.slab import RESERVED_SLABS, SLOT_BYTES, NoRoom, Numbers, Slabs
 from shmcache.arena.stripes import Stripes
-from shmcache.arena.survey import Flags, Survey
+from shmcache.arena.census import Flags, Census
 from shmcache.arena.table import Table
 from shmcache.errors import ArenaError, ArenaFull
 
@@ -126,14 +126,14 @@ class Room:
 
     def sweep(self) -> int:
         """Free every slab that nothing refers to; return how many. What a crash has left is found here."""
-        return self._alone(lambda: self._free(self._survey()))
+        return self._alone(lambda: self._free(self._census()))
 
     def clean(self) -> int:
         """Empty the slabs with the most holes while that gains anything; return how many were emptied."""
 
         def clean() -> int:
             before = self.cleaned
-            self._clean(self._survey(), self._slabs.count, 1.0)
+            self._clean(self._census(), self._slabs.count, 1.0)
             return self.cleaned - before
 
         return self._alone(clean)
@@ -144,7 +144,7 @@ class Room:
         def evict() -> int:
             before = self.evicted
             if not self._drop_finished():
-                self._turn_clock(self._survey(), self._words[FREE_SLABS] + 1)
+                self._turn_clock(self._census(), self._words[FREE_SLABS] + 1)
             return self.evicted - before
 
         return self._alone(evict)
@@ -187,23 +187,23 @@ class Room:
         """Go through the steps until there are as many free slabs as wanted, and some more."""
         words = self._words
         wanted += min(8, self._slabs.count // 64)
-        survey = self._survey()
-        self._free(survey)
+        census = self._census()
+        self._free(census)
         if words[FREE_SLABS] < wanted:
-            self._clean(survey, wanted, _WORTH_CLEANING)
+            self._clean(census, wanted, _WORTH_CLEANING)
         while words[FREE_SLABS] < wanted and self._shrink():
             pass
         if words[FREE_SLABS] < wanted and self._drop_finished():
-            survey = self._survey()
-            self._free(survey)
-            self._clean(survey, wanted, _WORTH_CLEANING)
+            census = self._census()
+            self._free(census)
+            self._clean(census, wanted, _WORTH_CLEANING)
         if words[FREE_SLABS] < wanted:
-            self._turn_clock(self._survey(), wanted)
+            self._turn_clock(self._census(), wanted)
         if self._net <= 0:
             self._close_filling()
-            self._turn_clock(self._survey(), wanted)
+            self._turn_clock(self._census(), wanted)
         if self._net <= 0:
-            self._clean(self._survey(), wanted, 1.0)
+            self._clean(self._census(), wanted, 1.0)
 
     def _close_filling(self) -> None:
         """Count the slabs that are being filled as filled: what lies in them may go as well."""
@@ -213,13 +213,13 @@ class Room:
             stage[POSITION] = stage[POSITION_END] = 0
             self._critical.publish(stage)
 
-    def _survey(self) -> Survey:
+    def _census(self) -> Census:
         with self._critical, self._stripes.hold_all():
             filled = self._slabs.filled()
-        return Survey(self._table, self._slabs, filled)
+        return Census(self._table, self._slabs, filled)
 
-    def _free(self, survey: Survey) -> int:
-        empty = survey.empty()
+    def _free(self, census: Census) -> int:
+        empty = census.empty()
         self._give_back(empty)
         return len(empty)
 
@@ -236,30 +236,30 @@ class Room:
         self._critical.publish(stage)
         self._net += self._words[FREE_SLABS] - before
 
-    def _clean(self, survey: Survey, wanted: int, worth: float) -> None:
+    def _clean(self, census: Census, wanted: int, worth: float) -> None:
         """Empty slabs until as many as wanted are free, but none that has more live bytes than it is worth."""
         size = self._slabs.size
         live = 0
         victims: list[int] = []
-        for slab in survey.emptiest():
-            if self._words[FREE_SLABS] + len(victims) - live // size >= wanted or survey.live[slab] > worth * size:
+        for slab in census.emptiest():
+            if self._words[FREE_SLABS] + len(victims) - live // size >= wanted or census.live[slab] > worth * size:
                 break
             victims.append(slab)
-            live += int(survey.live[slab])
+            live += int(census.live[slab])
         if len(victims) - live // size < 1:
             return
-        for slab, records in survey.by_slab(victims):
-            if not self._move(survey, records):
+        for slab, records in census.by_slab(victims):
+            if not self._move(census, records):
                 return
             self._give_back([slab])
             self.cleaned += 1
 
-    def _move(self, survey: Survey, records: Numbers) -> bool:
+    def _move(self, census: Census, records: Numbers) -> bool:
         table, slabs = self._table, self._slabs
         buffer = self._memory.buffer
-        entries = survey.entries[records].tolist()
-        locations = survey.locations[records].tolist()
-        rooms = survey.rooms[records].tolist()
+        entries = census.entries[records].tolist()
+        locations = census.locations[records].tolist()
+        rooms = census.rooms[records].tolist()
         for begin in range(0, len(entries), _IN_ONE_COMMIT):
             with self._critical, self._stripes.hold_all():
                 stage = self._begin()
@@ -282,12 +282,12 @@ class Room:
 
     # Forgetting
 
-    def _turn_clock(self, survey: Survey, wanted: int) -> None:
+    def _turn_clock(self, census: Census, wanted: int) -> None:
         """Empty the slabs filled longest ago of records that may go, until as many as wanted are free."""
         slabs = self._slabs
         words = self._words
         rows = self._table.rows()
-        entries = survey.entries
+        entries = census.entries
         may_go = (
             (rows[entries, DIRTY] <= np.uint64(self._ring.committed_sequence))
             & (rows[entries, QUEUE] == 0)
@@ -296,43 +296,43 @@ class Room:
         unread = may_go & (rows[entries, CHAIN] < np.uint64(READ_LATELY))
         del rows
         # The slabs that a long record has to itself are gained with it, wherever its slot lies.
-        pieces = survey.pieces()
-        gains = survey.rooms.copy()
+        pieces = census.pieces()
+        gains = census.rooms.copy()
         for place, own in pieces.items():
             gains[place] += len(own) * slabs.size
-        gain = slabs.size - survey.live + np.bincount(survey.slabs, may_go * gains, slabs.count).astype(np.int64)
-        candidates = (survey.filled & (gain >= slabs.size // 8)).nonzero()[0]
+        gain = slabs.size - census.live + np.bincount(census.slabs, may_go * gains, slabs.count).astype(np.int64)
+        candidates = (census.filled & (gain >= slabs.size // 8)).nonzero()[0]
         oldest = candidates[slabs.stamps()[candidates].argsort(kind="stable")].tolist()
         spared = 0
         for begin in range(0, len(oldest), _SLABS_AT_ONCE):
             if words[FREE_SLABS] >= wanted:
                 return
-            for slab, inside in survey.by_slab(oldest[begin : begin + _SLABS_AT_ONCE]):
+            for slab, inside in census.by_slab(oldest[begin : begin + _SLABS_AT_ONCE]):
                 if words[FREE_SLABS] >= wanted:
                     return
                 going = inside[unread[inside]]
-                if int(gains[going].sum()) + slabs.size - survey.live[slab] < slabs.size // 4:
+                if int(gains[going].sum()) + slabs.size - census.live[slab] < slabs.size // 4:
                     # Nearly all were read lately. Where all the arena is, some go nevertheless, before all is moved.
                     spared += 1
                     if spared > slabs.count // 8:
                         going = inside[may_go[inside]]
                         going = going[: max(1, len(going) // 2)]
-                self._forget(survey, going)
-                gone = going[self._is_gone(survey, going)]
+                self._forget(census, going)
+                gone = going[self._is_gone(census, going)]
                 self._give_back([each for place in gone.tolist() for each in pieces.get(place, ())])
-                if self._move(survey, np.setdiff1d(inside, gone, assume_unique=True)):
+                if self._move(census, np.setdiff1d(inside, gone, assume_unique=True)):
                     self._give_back([slab])
 
-    def _is_gone(self, survey: Survey, records: Numbers) -> Flags:
-        """Return which records are no longer where the survey found them."""
+    def _is_gone(self, census: Census, records: Numbers) -> Flags:
+        """Return which records are no longer where the census found them."""
         rows = self._table.rows()
-        gone: Flags = rows[survey.entries[records], LOCATION] != survey.locations[records]
+        gone: Flags = rows[census.entries[records], LOCATION] != census.locations[records]
         return gone
 
-    def _forget(self, survey: Survey, records: Numbers) -> None:
+    def _forget(self, census: Census, records: Numbers) -> None:
         words = self._words
-        entries = survey.entries[records].tolist()
-        locations = survey.locations[records].tolist()
+        entries = census.entries[records].tolist()
+        locations = census.locations[records].tolist()
         for begin in range(0, len(entries), _IN_ONE_COMMIT):
             with self._critical, self._stripes.hold_all():
                 stage = self._begin()
@@ -451,10 +451,10 @@ class Room:
                     return 1
             # It is in use: nobody may go on filling it.
             self._close_filling()
-            survey = self._survey()
-            if slab in survey.whole:
-                self._move_piece(survey, slab)
-            elif not self._move(survey, survey.records_in([slab])):
+            census = self._census()
+            if slab in census.whole:
+                self._move_piece(census, slab)
+            elif not self._move(census, census.records_in([slab])):
                 return 0
             self._give_back([slab])
         return 0
@@ -496,12 +496,12 @@ class Room:
                     table.relist_free(leaving=False)
         return True
 
-    def _move_piece(self, survey: Survey, slab: int) -> None:
+    def _move_piece(self, census: Census, slab: int) -> None:
         """Move the slab of a long record to another one."""
-        place, number = survey.whole[slab]
+        place, number = census.whole[slab]
         slabs = self._slabs
-        entry = self._table.entry_at(survey.entries[place])
-        location = int(survey.locations[place])
+        entry = self._table.entry_at(census.entries[place])
+        location = int(census.locations[place])
         with self._critical, self._stripes.hold_all():
             if self._words[entry + LOCATION] != location:
                 return  # it is another record by now, and the slab nobody's

@@ -258,9 +258,9 @@ def test_processes_that_write_and_read_the_same_plain_keys_never_see_another_rec
 
 def _live_share(arena: Arena) -> float:
     """Return the share of the room for records that records take."""
-    survey = arena._room._survey()
+    census = arena._room._census()
     slabs = arena._slabs
-    return survey.live_bytes() / (slabs.count * slabs.size)
+    return census.live_bytes() / (slabs.count * slabs.size)
 
 
 def test_small_then_large_then_small_records_are_served_from_a_full_arena_each_time(arena: Arena) -> None:

@@ -17,7 +17,7 @@ from shmcache.arena.table import Table
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-class Survey:
+class Census:
     """What a scan found. Records are named by their place in these arrays, slabs by their number.
 
     `entries` the numbers of the entries that have records     `locations` their locations
