@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from shmcache.arena.census import Census, Flags
 from shmcache.arena.changes import Changes
 from shmcache.arena.critical import Critical
 from shmcache.arena.layout import (
@@ -59,7 +60,6 @@ from shmcache.arena.mutex import RobustMutex, is_on_stack
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.slab import RESERVED_SLABS, SLOT_BYTES, NoRoom, Numbers, Slabs
 from shmcache.arena.stripes import Stripes
-from shmcache.arena.census import Flags, Census
 from shmcache.arena.table import Table
 from shmcache.errors import ArenaError, ArenaFull
 
