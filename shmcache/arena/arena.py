@@ -286,8 +286,24 @@ class Arena:
                 record = self._slabs.read(key, words[entry + LOCATION], version)
                 if record is not None:
                     return Found(entry, version, record)
-                self._room.settle_record(key, entry)
+                self._settle(key, entry)
             return None
+
+    def _settle(self, key: bytes, entry: int) -> None:
+        """Store the version of an entry's slot, where a put died before it did; forget a record that is none.
+
+        Inside the critical section, with the key's stripe held."""
+        stage = self._memory.stage()
+        stage[COMMIT_SEQUENCE] = unused = stage[COMMIT_SEQUENCE] + VERSION_STEP
+        location = self._words[entry + LOCATION]
+        version = self._slabs.version_at(location)
+        if version and self._slabs.read(key, location, version) is not None:
+            stage[entry + VERSION] = version
+        else:
+            stage[entry + LOCATION] = 0
+            stage[entry + VERSION] = unused
+            stage[EVICTIONS] = stage[EVICTIONS] + 1
+        self._critical.publish(stage)
 
     def version(self, key: bytes) -> int:
         """Return the version of a key's record, 0 if there is none (proved under the lock)."""
@@ -459,16 +475,16 @@ class Arena:
 
     def _make_room(self, lacking: NoRoom, deadline: float) -> None:
         room = self._room
+        cleaned, evicted = room.cleaned, room.evicted
         try:
             room.make(lacking, deadline)
         finally:
-            cleaned, evicted, room.cleaned, room.evicted = room.cleaned, room.evicted, 0, 0
-            self.count(Counter.CLEANED_SLABS, cleaned)
-            self.count(Counter.EVICTED, evicted)
+            self.count(Counter.CLEANED_SLABS, room.cleaned - cleaned)
+            self.count(Counter.EVICTED, room.evicted - evicted)
 
     def drop_family(self, key: bytes) -> bool:
         """Forget a key with all its members and theirs, if all are clean; return whether it went."""
-        return self._room.drop_family(key)
+        return self._room.families.drop(key)
 
     # Work
 

@@ -59,7 +59,7 @@ CASES = {
     "exchange a plain record": Case(lambda a: commit(a, Put(SINGLE, LONG_RECORD, None, FLAG_PLAIN))),
     "give a stripe a slab": Case(lambda a: a._stripes.refill(SINGLE)),
     "sweep": Case(lambda a: a.sweep(), lambda a: commit(a, Delete(LONG)), one_commit=False),
-    "grow": Case(lambda a: a._room._alone(a._room._grow), one_commit=False),
+    "grow": Case(lambda a: a._room._alone(a._room._entry_slabs.grow), one_commit=False),
     "clean": Case(lambda a: a._room.clean(), one_commit=False),
     "evict": Case(lambda a: a._room.evict(), one_commit=False),
     "drop family": Case(lambda a: a.drop_family(FAMILY), one_commit=False),

@@ -258,7 +258,7 @@ def test_processes_that_write_and_read_the_same_plain_keys_never_see_another_rec
 
 def _live_share(arena: Arena) -> float:
     """Return the share of the room for records that records take."""
-    census = arena._room._census()
+    census = arena._room._mover.census()
     slabs = arena._slabs
     return census.live_bytes() / (slabs.count * slabs.size)
 
