@@ -5,9 +5,10 @@ Arena.attach(name)               attach to one             arena.commit(changes)
 list_arenas()                    this user's segments      arena.write_ring       what is to become durable
 """
 
-from shmcache.arena.arena import Arena, Found
+from shmcache.arena.arena import Arena
 from shmcache.arena.counters import Counter, Process
 from shmcache.arena.layout import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED, FLAG_PLAIN
+from shmcache.arena.reading import Found
 from shmcache.arena.ring import Entry
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment

@@ -6,6 +6,8 @@ inside the critical section; nothing of it is visible before `Critical.publish`.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping
 
 from shmcache.arena import transaction, work
@@ -18,26 +20,30 @@ from shmcache.arena.layout import (
     FAMILY,
     FLAG_PLAIN,
     FREE_ENTRY,
+    KEY_HIGH,
+    KEY_LOW,
     LOCATION,
     MEMBERS,
+    OFFSET_SHIFT,
     QUEUE,
     VERSION,
     VERSION_STEP,
+    WORD,
 )
 from shmcache.arena.memory import Memory, Stage
+from shmcache.arena.reading import signed
 from shmcache.arena.ring import RingRegion
-from shmcache.arena.slab import Slabs
+from shmcache.arena.slab import SLOT, SLOT_BYTES, Slabs
 from shmcache.arena.table import Table
 from shmcache.arena.transaction import Conflict, CounterTooLow, Outcome, Transaction
 from shmcache.errors import InvalidValue
 
+_unpack_key = struct.Struct(">QQ").unpack
+_pack_slot = SLOT.pack_into
+_crc32 = zlib.crc32
+
 _SIGNED = 1 << 63
 _WRAP = 1 << 64
-
-
-def signed(word: int) -> int:
-    """Return the signed number that a counter's word stands for."""
-    return word - _WRAP if word >= _SIGNED else word
 
 
 class NeedsStripes(Exception):
@@ -47,10 +53,14 @@ class NeedsStripes(Exception):
 class Changes:
     """Stages transactions over a memory."""
 
-    __slots__ = ("_rings", "_words", "slabs", "table")
+    __slots__ = ("_buckets", "_buffer", "_mapped", "_mask", "_rings", "_words", "slabs", "table")
 
     def __init__(self, mapped: Memory, table: Table, slabs: Slabs, rings: Mapping[str, RingRegion]) -> None:
         self._words = mapped.words
+        self._buffer = mapped.buffer
+        self._mapped = mapped.mapped
+        self._buckets = mapped.layout.buckets // WORD
+        self._mask = mapped.layout.bucket_count - 1
         self.table = table
         self.slabs = slabs
         self._rings = rings
@@ -79,23 +89,26 @@ class Changes:
                     charged = sequence
         stage[COMMIT_SEQUENCE] = version = self._words[COMMIT_SEQUENCE] + VERSION_STEP
         counters: dict[bytes, int] = {}
+        written: list[tuple[int, int]] = []
         for operation in operations:
             if type(operation) is transaction.Put:
-                self._put(stage, operation, version, dirty, wanted.plain)
+                written.append(self._put(stage, operation, version, dirty, wanted.plain))
             elif type(operation) is not transaction.Append:
                 self._change(stage, operation, lane, counters, wanted.plain)
-        return Outcome(dirty, charged, counters)
+        return Outcome(dirty, charged, counters, written)
 
-    def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, plain: bool) -> None:
+    def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, plain: bool) -> tuple[int, int]:
         key, record, parent_key, flags = put
-        if len(record) > self.slabs.longest_record:
-            raise InvalidValue(
-                f"a record of {len(record):,} bytes: this arena takes {self.slabs.longest_record:,}; "
-                "set SHMCACHE_ARENA_SIZE higher"
-            )
-        # Nothing inserted or removed yet: the key is looked up in the memory, which saves two calls.
-        entry = FREE_ENTRY not in stage and self.table.find(key)
-        entry = entry or self.table.find_staged(stage, key) or self.table.insert(stage, key)
+        words = self._words
+        high, low = _unpack_key(key)
+        if FREE_ENTRY in stage:
+            entry = self.table.find_staged(stage, key)
+        else:
+            # Nothing inserted or removed yet: the key is looked up in the memory, and is nearly always the first.
+            entry = words[self._buckets + (low & self._mask)]
+            if entry and (words[entry + KEY_LOW] != low or words[entry + KEY_HIGH] != high):
+                entry = self.table.find_certainly(key)
+        entry = entry or self.table.insert(stage, key)
         if parent_key is not None and not stage[entry + FAMILY]:
             parent = self.table.find_staged(stage, parent_key)
             if not parent:
@@ -107,12 +120,26 @@ class Changes:
         if entry + VERSION in stage:
             # Written twice in one transaction: a version of its own keeps the two slots apart.
             stage[COMMIT_SEQUENCE] = version = stage[COMMIT_SEQUENCE] + VERSION_STEP
-        stage[entry + LOCATION] = self.slabs.write(stage, key, version, record)
+        length = len(record)
+        if length <= self.slabs.longest_in_slot:
+            offset = self.slabs.take(stage, SLOT_BYTES + (length + 7 & ~7))
+            begin = offset + SLOT_BYTES
+            _pack_slot(self._buffer, offset, version, _crc32(record, (version ^ high ^ low) & 0xFFFFFFFF), 0)
+            self._mapped[begin : begin + length] = record
+            stage[entry + LOCATION] = offset << OFFSET_SHIFT | length
+        elif length <= self.slabs.longest_record:
+            stage[entry + LOCATION] = self.slabs.write_long(stage, key, version, record)
+        else:
+            raise InvalidValue(
+                f"a record of {length:,} bytes: this arena takes {self.slabs.longest_record:,}; "
+                "set SHMCACHE_ARENA_SIZE higher"
+            )
         stage[entry + VERSION] = version
         if dirty:
             stage[entry + DIRTY] = dirty
         if flags & ~chain:
             stage[entry + CHAIN] = chain | flags
+        return entry, version
 
     def _change(
         self,

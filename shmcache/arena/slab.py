@@ -132,21 +132,14 @@ class Slabs:
 
     # Records
 
-    def write(self, stage: Stage, key: bytes, version: int, record: bytes) -> int:
-        """Write a record where nothing refers to yet; return its location. Raises NoRoom."""
+    def write_long(self, stage: Stage, key: bytes, version: int, record: bytes) -> int:
+        """Write a record too long for a slot where nothing refers to yet; return its location. Raises NoRoom."""
         length = len(record)
-        crc = _crc32(record, seed(key, version))
         buffer = self._buffer
-        if length <= self.longest_in_slot:
-            offset = self.take(stage, SLOT_BYTES + (length + 7 & ~7))
-            _pack_slot(buffer, offset, version, crc, 0)
-            begin = offset + SLOT_BYTES
-            buffer[begin : begin + length] = record
-            return offset << OFFSET_SHIFT | length
         slabs, rest, room = self.parts(length)
         self.require_free(stage, slabs + 1)
         offset = self.take(stage, room)
-        _pack_slot(buffer, offset, version, crc, 0)
+        _pack_slot(buffer, offset, version, _crc32(record, seed(key, version)), 0)
         whole = memoryview(record)
         place = offset + SLOT_BYTES
         for number in range(slabs):
@@ -155,7 +148,8 @@ class Slabs:
             buffer[begin : begin + len(piece)] = piece
             self._words[place // WORD] = begin
             place += WORD
-        buffer[place : place + rest] = whole[length - rest :] if rest else b""
+        if rest:
+            buffer[place : place + rest] = whole[length - rest :]
         return offset << OFFSET_SHIFT | length
 
     def read(self, key: bytes, location: int, version: int) -> bytes | None:

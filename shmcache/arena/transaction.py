@@ -118,8 +118,12 @@ class Transaction:
 
 
 class Outcome(NamedTuple):
-    """What a commit did: the sequences of the last entries appended (0: none), and the counters asked for."""
+    """What a commit did.
+
+    `write_sequence`, `charge_sequence` of the last entries appended, 0 for none     `counters` those asked for
+    `written` (entry, version) of each Put, in order"""
 
     write_sequence: int
     charge_sequence: int
     counters: dict[bytes, int]
+    written: list[tuple[int, int]]

@@ -1,0 +1,115 @@
+"""The lane of one's own process in an arena, and the giving back of what the dead held."""
+
+from __future__ import annotations
+
+from shmcache.arena import work
+from shmcache.arena.counters import Counter, Lanes
+from shmcache.arena.critical import Critical
+from shmcache.arena.layout import QUEUE_SIGNAL, QUEUE_WAITERS
+from shmcache.arena.memory import Memory
+from shmcache.arena.table import Table
+from shmcache.errors import ArenaError
+
+
+class OwnLane:
+    """The lane of this process: `lane` is its number, 0 for none; `commits_word` the word that counts its commits."""
+
+    __slots__ = ("_critical", "_lanes", "_memory", "_role", "_table", "_words", "commits_word", "lane")
+
+    def __init__(self, mapped: Memory, critical: Critical, table: Table, lanes: Lanes) -> None:
+        self._memory = mapped
+        self._words = mapped.words
+        self._critical = critical
+        self._table = table
+        self._lanes = lanes
+        self._role = "other"
+        self.forked()
+
+    def forked(self) -> None:
+        """Take note that this is a forked child, which has no lane yet."""
+        self.lane = 0
+        self.commits_word = self._lanes.first_counter(0)
+
+    def enter(self, role: str) -> None:
+        """Take a lane, or rename it. Raises ArenaError where all lanes are taken by processes that live."""
+        self._role = role
+        with self._critical:
+            if self.lane:
+                self._lanes.set_role(self.lane, role)
+            else:
+                self.now()
+
+    def count(self, counter: Counter, amount: int) -> None:
+        """Add to one of this process's counters. Raises ArenaError as `enter`."""
+        if not self.lane:
+            self.enter(self._role)
+        self._lanes.count(self.lane, counter, amount)
+
+    def now(self) -> int:
+        """Return the lane; take one if there is none, from the dead if need be. Inside the section.
+
+        Raises ArenaError."""
+        if not self.lane:
+            try:
+                self.lane = self._lanes.enter(self._role)
+            except ArenaError:
+                for process in self._lanes.processes():
+                    if not process.alive:
+                        self._release_if_dead(process.lane)
+                self.lane = self._lanes.enter(self._role)
+            self.commits_word = self._lanes.first_counter(self.lane)
+        return self.lane
+
+    def or_none(self) -> int:
+        """Return the lane, or where all are taken lane 0, which may be counted on inside the section."""
+        try:
+            return self.now()
+        except ArenaError:
+            return 0
+
+    def leave(self) -> bool:
+        """Give claims and lane back; return False if the life lock is another thread's, which has to end first."""
+        with self._critical:
+            self._give_claims_back(self.lane)
+            self._retire(self.lane)
+            unlocked = self._lanes.unlock(self.lane)
+            self.forked()
+            waiters = self._words[QUEUE_WAITERS]
+        if waiters:
+            self._critical.wake(QUEUE_SIGNAL)
+        return unlocked
+
+    def release_dead(self) -> int:
+        """Put the claims of dead processes back on the queue and free their lanes; return how many claims."""
+        returned = 0
+        for process in self._lanes.processes():
+            if not process.alive and process.lane != self.lane:
+                with self._critical:
+                    returned += self._release_if_dead(process.lane)
+                    waiters = self._words[QUEUE_WAITERS]
+                if waiters:
+                    self._critical.wake(QUEUE_SIGNAL)
+        if returned:
+            self.count(Counter.RECLAIMED_WORK, returned)
+        return returned
+
+    def _release_if_dead(self, lane: int) -> int:
+        if not self._lanes.is_dead(lane):
+            return 0
+        returned = self._give_claims_back(lane)
+        self._retire(lane)
+        self._lanes.unlock(lane)
+        return returned
+
+    def _give_claims_back(self, lane: int) -> int:
+        claimed = work.claimed_by(self._table, lane)
+        for entry in claimed:
+            stage = self._memory.stage()
+            work.reclaim(stage, entry)
+            self._critical.publish(stage)
+        return len(claimed)
+
+    def _retire(self, lane: int) -> None:
+        stage = self._memory.stage()
+        self._lanes.retire(stage, lane)
+        self._critical.publish(stage)
