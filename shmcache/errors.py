@@ -70,6 +70,17 @@ class ArenaFull(ArenaError):
         self.reason = reason
 
 
+class ArenaDamaged(ArenaError):
+    """Words of the segment hold what no process of ours writes: another program, or faulty memory, changed them."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the arena's memory was damaged from outside: {problem}; stop its processes, drain it (shmcache drain) "
+            "and let the next supervisor make a new one"
+        )
+        self.problem = problem
+
+
 class TransactionTooLarge(ArenaError):
     """More was written in one transaction than the arena's intent can hold."""
 

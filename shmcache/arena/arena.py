@@ -167,7 +167,7 @@ class Arena(Changeable):
                 with self._critical:
                     lane = self._own.now()
                     stage = self._memory.stage()
-                    taken = work.take(stage, lane)
+                    taken = work.take(self._table, stage, lane)
                     if taken:
                         entry, kind, attempt = taken
                         claim = work.Claim(kind, self._table.key_of(entry), attempt)

@@ -165,12 +165,12 @@ class Changes:
             case transaction.Enqueue(key, kind, counter_key):
                 entry = find(stage, key) or self.table.insert(stage, key)
                 counter = find(stage, counter_key) or self.table.insert(stage, counter_key)
-                work.enqueue(stage, entry, kind, counter)
+                work.enqueue(self.table, stage, entry, kind, counter)
             case transaction.Release(key, counter_key, follow_kind):
                 entry = find(stage, key)
                 counter = find(stage, counter_key)
                 if entry and counter:
-                    work.release(stage, entry, counter, follow_kind, lane)
+                    work.release(self.table, stage, entry, counter, follow_kind, lane)
             case transaction.Add(key, amount, minimum):
                 entry = self._required(stage, key)
                 value = signed(stage[entry + COUNTER]) + amount

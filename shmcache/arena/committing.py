@@ -47,10 +47,12 @@ from shmcache.arena.ring import NoRingRoom, RingRegion
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.room import Room
 from shmcache.arena.slab import NoRoom
-from shmcache.arena.transaction import Conflict, Outcome, Put, Transaction
-from shmcache.errors import RingFull, TransactionTooLarge
+from shmcache.arena.transaction import Append, Conflict, Outcome, Put, Transaction
+from shmcache.errors import ArenaDamaged, InvalidValue, RingFull, TransactionTooLarge
 
 T = TypeVar("T")
+
+KEY_BYTES = 16
 
 
 class Changeable(Readable):
@@ -99,6 +101,10 @@ class Changeable(Readable):
             wanted.plain = True
         except (NoRingRoom, NoRoom):
             pass  # make room, and again
+        except ArenaDamaged:
+            if any(len(each.key) != KEY_BYTES for each in wanted.operations if not isinstance(each, Append)):
+                raise InvalidValue(f"a key is {KEY_BYTES} bytes") from None
+            raise
         return self._with_room(lambda: self._commit_once(wanted))
 
     def _with_room(self, work: Callable[[], T]) -> T:

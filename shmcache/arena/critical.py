@@ -34,7 +34,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
-from shmcache.errors import ArenaError, TransactionTooLarge
+from shmcache.errors import ArenaDamaged, ArenaError, TransactionTooLarge
 
 _COUNT = INTENT_OFFSET // WORD
 _PAIRS = _COUNT + 2
@@ -90,12 +90,15 @@ class Critical:
                 self.mutex.release()
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is not None:
             self.recover()
         self._holder = None
         if self._release(self._argument):
             raise ArenaError("the commit lock was lost inside the critical section: was the process forked there?")
+        if isinstance(error, IndexError | struct.error | ValueError | OverflowError):
+            # Words that lead nowhere, or are no numbers that fit: nobody but the memory gave them to us.
+            raise ArenaDamaged(f"{type(error).__name__}: {error}") from error
 
     def _enter_slowly(self) -> None:
         result = self.mutex.acquire(self.lock_wait_seconds)

@@ -9,6 +9,7 @@ import numpy as np
 from shmcache.arena.layout import CHAIN, DIRTY, FLAG_FINISHED, FLAG_INDEXED, LOW, MEMBERS, QUEUE
 from shmcache.arena.memory import Stage
 from shmcache.arena.moving import IN_ONE_COMMIT, Mover
+from shmcache.errors import ArenaDamaged
 
 _FAMILIES_AT_ONCE = 64
 
@@ -34,6 +35,8 @@ class Families:
             family = [root]
             for entry in family:
                 family.extend(self._table.members(entry) or ())
+                if len(family) > self._table.count:
+                    raise ArenaDamaged("a family has more members than there are entries")
             words = self._words
             if not all(self._mover.may_go(words, each) for each in family):
                 return False
@@ -59,8 +62,14 @@ class Families:
         dropped = 0
         while gone is None and dropped < IN_ONE_COMMIT:
             parent, leaving = 0, root
-            while first := stage[leaving + MEMBERS] & LOW:
+            for _ in range(self._table.count):
+                first = stage[leaving + MEMBERS] & LOW
+                if not first:
+                    break
+                self._table.require(first)
                 parent, leaving = leaving, first
+            else:
+                raise ArenaDamaged("a family is its own member")
             if not self._mover.may_go(stage, leaving):
                 gone = False
                 break

@@ -105,7 +105,7 @@ class OwnLane:
         claimed = work.claimed_by(self._table, lane)
         for entry in claimed:
             stage = self._memory.stage()
-            work.reclaim(stage, entry)
+            work.reclaim(self._table, stage, entry)
             self._critical.publish(stage)
         return len(claimed)
 

@@ -105,7 +105,7 @@ class RingRegion:
         words = self._words
         size = self.size
         position, sequence = self._start(after)
-        tail = words[self.state + TAIL]
+        tail = min(words[self.state + TAIL], words[self.state + HEAD] + size)
         entries: list[Entry] = []
         gathered = 0
         while position < tail and len(entries) < limit_entries and gathered < limit_bytes:
@@ -146,7 +146,7 @@ class RingRegion:
         if sequence >= stage[state + LAST_SEQUENCE]:
             stage[state + HEAD] = tail
         else:
-            stage[state + HEAD] = self._position_after(sequence, tail)
+            stage[state + HEAD] = self._position_after(sequence, min(tail, stage[state + HEAD] + self.size))
         stage[state + COMMITTED] = min(sequence, stage[state + LAST_SEQUENCE])
         stage[state + ROOM_SIGNAL] = stage[state + ROOM_SIGNAL] + 1
         return True

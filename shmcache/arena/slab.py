@@ -42,6 +42,7 @@ from shmcache.arena.layout import (
     WORD,
 )
 from shmcache.arena.memory import Memory, Stage
+from shmcache.errors import ArenaDamaged
 
 SLOT = struct.Struct("<QII")
 SLOT_BYTES = SLOT.size
@@ -87,6 +88,7 @@ class Slabs:
         "_table",
         "_words",
         "count",
+        "end",
         "first",
         "last",
         "longest_in_slot",
@@ -101,7 +103,8 @@ class Slabs:
         self.first = memory.layout.slabs
         self.size = memory.layout.slab_size
         self.count = memory.layout.slab_count
-        self.last = self.first + self.count * self.size - SLOT_BYTES
+        self.end = self.first + self.count * self.size
+        self.last = self.end - SLOT_BYTES
         self._table = memory.layout.slab_words // WORD
         self.longest_in_slot = self.size - SLOT_BYTES
         pieces = min(self.count // 2, self.longest_in_slot // WORD // 2)
@@ -209,7 +212,7 @@ class Slabs:
         """Take room for a slot in the slab that commits fill, or in a new one; return its offset. Raises NoRoom."""
         offset = stage[POSITION]
         end = offset + room
-        if end > stage[POSITION_END]:
+        if not self.first <= end <= stage[POSITION_END] <= self.end:
             self.require_free(stage)
             return self._begin_slab(stage, room)
         stage[POSITION] = end
@@ -218,7 +221,7 @@ class Slabs:
     def take_for_move(self, stage: Stage, room: int) -> int:
         """Take room for a slot that is moved: from the reserve, if need be. Raises NoRoom."""
         offset = stage[POSITION]
-        if offset + room > stage[POSITION_END]:
+        if not self.first <= offset + room <= stage[POSITION_END] <= self.end:
             return self._begin_slab(stage, room)
         stage[POSITION] = offset + room
         return offset
@@ -240,6 +243,8 @@ class Slabs:
         slab = stage[FREE_SLAB]
         if not slab:
             raise NoRoom(1)
+        if slab > self.count or stage[self._table + (slab - 1) * SLAB_WORDS] >= SLAB_OF_ENTRIES:
+            raise ArenaDamaged(f"the list of free slabs leads to {slab}")
         word = self._table + (slab - 1) * SLAB_WORDS
         stage[FREE_SLAB] = stage[word + SLAB_STATE]
         stage[FREE_SLABS] = stage[FREE_SLABS] - 1

@@ -125,7 +125,7 @@ class Stripes:
             end = position + SLOT_BYTES + (length + 7 & ~7)
             if (
                 words[DOUBT]
-                or end > words[stripe + STRIPE_END]
+                or not self._slabs.first < end <= words[stripe + STRIPE_END] <= self._slabs.end
                 or words[entry + KEY_LOW] != low
                 or words[entry + KEY_HIGH] != high
                 or not words[entry + LOCATION]

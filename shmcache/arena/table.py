@@ -39,6 +39,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.slab import NoRoom
+from shmcache.errors import ArenaDamaged
 
 _KEY = struct.Struct(">QQ")
 _unpack_key = _KEY.unpack
@@ -49,7 +50,7 @@ _HOPS = range(64)
 class Table:
     """The table over a memory. Keys are 16 bytes; entries are named by the index of their first word."""
 
-    __slots__ = ("_buckets", "_end", "_first_bytes", "_mask", "_slab_size", "_words")
+    __slots__ = ("_buckets", "_end", "_first_bytes", "_mask", "_slab_count", "_slab_size", "_words")
 
     def __init__(self, memory: Memory) -> None:
         placed = memory.layout
@@ -59,6 +60,7 @@ class Table:
         self._end = placed.entries_end // WORD
         self._first_bytes = placed.entries_end - placed.slabs - placed.slab_count * placed.slab_size
         self._slab_size = placed.slab_size
+        self._slab_count = placed.slab_count
 
     def format(self) -> None:
         """Put all entries on the free list. Only for who creates the segment."""
@@ -76,7 +78,7 @@ class Table:
         return free
 
     def _count_with(self, slabs: int) -> int:
-        return (self._first_bytes + slabs * self._slab_size) // (ENTRY_WORDS * WORD)
+        return (self._first_bytes + min(slabs, self._slab_count) * self._slab_size) // (ENTRY_WORDS * WORD)
 
     def grow(self, stage: Stage) -> int:
         """Stage that one more slab, the last that is none yet, is entries; return which slab. It must be free then."""
@@ -138,7 +140,10 @@ class Table:
         """Take a free entry for a key that has none; return it. Raises NoRoom."""
         entry = stage[FREE_ENTRY]
         if not entry:
-            raise NoRoom(entries=stage[ENTRIES_USED] + 1 - self._words[ENTRIES_USED])
+            raise NoRoom(entries=max(1, stage[ENTRIES_USED] + 1 - self._words[ENTRIES_USED]))
+        self.require(entry)
+        if stage[entry + CHAIN] & FLAG_USED:
+            raise ArenaDamaged(f"the list of free entries leads to {entry}, which is in use")
         high, low = _unpack_key(key)
         bucket = self._buckets + (low & self._mask)
         free = stage[entry + CHAIN] & LOW
@@ -166,8 +171,13 @@ class Table:
         if current == entry:
             stage[bucket] = following
         else:
-            while (ahead := stage[current + CHAIN] & LOW) != entry:
+            for _ in range(self.count):
+                if (ahead := stage[current + CHAIN] & LOW) == entry:
+                    break
                 current = ahead
+                self.require(current)
+            else:
+                raise ArenaDamaged(f"entry {entry} is not on the chain of its key")
             stage[current + CHAIN] = stage[current + CHAIN] & ~LOW | following
         stage[entry + VERSION] = stage[entry + LOCATION] = 0
         stage[entry + KEY_HIGH] = stage[entry + KEY_LOW] = 0
@@ -220,6 +230,7 @@ class Table:
         stage[entry + FAMILY] = parent << 32
         last = members >> 32
         if last:
+            self.require(last)
             stage[last + FAMILY] = stage[last + FAMILY] & ~LOW | entry
             stage[parent + MEMBERS] = members & LOW | entry << 32
         else:
@@ -230,6 +241,7 @@ class Table:
         members = stage[parent + MEMBERS]
         first = members & LOW
         if first:
+            self.require(first)
             following = stage[first + FAMILY] & LOW
             stage[parent + MEMBERS] = members & ~LOW | following if following else 0
             stage[first + FAMILY] = 0
@@ -270,3 +282,8 @@ class Table:
         """Say whether a word is the first of an entry."""
         place = self._end - word
         return 0 < place <= self.count * ENTRY_WORDS and not place % ENTRY_WORDS
+
+    def require(self, word: int) -> None:
+        """Raise ArenaDamaged unless a word, to which a list has led, is the first of an entry."""
+        if not self.is_entry(word):
+            raise ArenaDamaged(f"a list of entries leads to {word}")

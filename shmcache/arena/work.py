@@ -59,21 +59,22 @@ def lane_of(queue_word: int) -> int:
     return queue_word >> _LANE & 0xFFFF
 
 
-def enqueue(stage: Stage, entry: int, kind: int, counter: int) -> bool:
+def enqueue(table: Table, stage: Stage, entry: int, kind: int, counter: int) -> bool:
     """Put an idle entry on the queue; return False if it is on it or claimed already."""
     if state_of(stage[entry + QUEUE]) != QUEUE_IDLE:
         return False
-    _link(stage, entry, kind << _KIND | QUEUE_QUEUED << _STATE)
+    _link(table, stage, entry, kind << _KIND | QUEUE_QUEUED << _STATE)
     stage[OUTSTANDING] = stage[OUTSTANDING] + 1
     stage[counter + COUNTER] = stage[counter + COUNTER] + 1
     return True
 
 
-def take(stage: Stage, lane: int) -> tuple[int, int, int] | None:
+def take(table: Table, stage: Stage, lane: int) -> tuple[int, int, int] | None:
     """Claim the oldest entry for a lane; return (entry, kind, attempt), or None if the queue is empty."""
     entry = stage[QUEUE_HEAD]
     if not entry:
         return None
+    table.require(entry)
     word = stage[entry + QUEUE]
     following = word & LOW
     stage[QUEUE_HEAD] = following
@@ -85,7 +86,7 @@ def take(stage: Stage, lane: int) -> tuple[int, int, int] | None:
     return entry, kind, attempt
 
 
-def release(stage: Stage, entry: int, counter: int, follow_kind: int, lane: int) -> None:
+def release(table: Table, stage: Stage, entry: int, counter: int, follow_kind: int, lane: int) -> None:
     """End a claim of this lane's. If it was its counter's last, the counter's entry follows (with kind 0: it does not).
 
     Nothing happens if the claim is another's by now: its holder was taken for dead, and the work was given on."""
@@ -93,19 +94,19 @@ def release(stage: Stage, entry: int, counter: int, follow_kind: int, lane: int)
     if state_of(word) != QUEUE_CLAIMED or lane_of(word) != lane:
         return
     stage[entry + QUEUE] = 0
-    stage[OUTSTANDING] = stage[OUTSTANDING] - 1
+    stage[OUTSTANDING] = max(stage[OUTSTANDING] - 1, 0)
     left = stage[counter + COUNTER] - 1
     stage[counter + COUNTER] = max(left, 0)
     if left <= 0 and follow_kind:
-        enqueue(stage, counter, follow_kind, counter)
+        enqueue(table, stage, counter, follow_kind, counter)
     if not stage[OUTSTANDING]:
         stage[IDLE_SIGNAL] = stage[IDLE_SIGNAL] + 1
 
 
-def reclaim(stage: Stage, entry: int) -> None:
+def reclaim(table: Table, stage: Stage, entry: int) -> None:
     """Put a claimed entry back at the queue's end, its attempts kept."""
     word = stage[entry + QUEUE]
-    _link(stage, entry, word & 15 << _KIND | word & 255 << _ATTEMPTS | QUEUE_QUEUED << _STATE)
+    _link(table, stage, entry, word & 15 << _KIND | word & 255 << _ATTEMPTS | QUEUE_QUEUED << _STATE)
 
 
 def claimed_by(table: Table, lane: int) -> list[int]:
@@ -122,10 +123,11 @@ def unfinished(table: Table) -> list[int]:
     return [table.entry_at(row) for row in (table.rows()[:, QUEUE] >> np.uint64(_STATE) & np.uint64(15)).nonzero()[0]]
 
 
-def _link(stage: Stage, entry: int, word: int) -> None:
+def _link(table: Table, stage: Stage, entry: int, word: int) -> None:
     stage[entry + QUEUE] = word
     tail = stage[QUEUE_TAIL]
     if tail:
+        table.require(tail)
         stage[tail + QUEUE] = stage[tail + QUEUE] & ~LOW | entry
     else:
         stage[QUEUE_HEAD] = entry
