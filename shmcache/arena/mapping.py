@@ -33,6 +33,11 @@ _EVICTING = b"\x00"
 _DECODED_LIMIT = 50_000
 
 
+def is_mapping(identity: bytes) -> bool:
+    """Say whether the arena that has this identity is a SharedMapping's."""
+    return identity.startswith(_IDENTITY)
+
+
 class _Absent(Enum):
     ABSENT = "ABSENT"
 
@@ -154,7 +159,7 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
         arena = Arena.attach(name)
         marks = arena.identity[len(_IDENTITY) :]
         problem = ""
-        if not arena.identity.startswith(_IDENTITY):
+        if not is_mapping(arena.identity):
             problem = "it is an arena, but no SharedMapping"
         elif marks[1:] != codec.mark:
             problem = f"it was made with another codec than {codec.name!r}: pass that one to attach"
