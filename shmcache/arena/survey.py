@@ -151,7 +151,7 @@ def occupancy(memory: Memory) -> Occupancy:
         records_dirty=int(np.count_nonzero(present & _is_dirty(memory, rows))),
         records_pinned=int(np.count_nonzero(present & (flags & np.uint64(FLAG_PINNED) != 0))),
         finished=int(np.count_nonzero(flags & np.uint64(FLAG_FINISHED))),
-        record_bytes=int(_sizes(memory, rows, present.nonzero()[0]).sum()),
+        record_bytes=int(_sizes(memory, rows, _present(rows)).sum()),
         live_bytes=slabs.live_bytes(),
         free_bytes=slabs.free_bytes(),
         slab_bytes=memory.layout.slab_count * memory.layout.slab_size,
@@ -225,7 +225,7 @@ def keys(memory: Memory) -> Iterator[bytes]:
     """Return the keys that have a record. One that is there all the while is among them; what is being changed may
     come as a key that is none, and one that is deleted and put again meanwhile twice."""
     rows = Table(memory).rows()
-    found = rows[:, LOCATION].nonzero()[0]
+    found = _present(rows)
     return map(_pack_key, rows[found, KEY_HIGH].tolist(), rows[found, KEY_LOW].tolist())
 
 
@@ -237,7 +237,7 @@ def record_count(memory: Memory) -> int:
 def largest(memory: Memory, count: int) -> list[RecordFact]:
     """Return the largest records, largest first."""
     rows = Table(memory).rows()
-    present = rows[:, LOCATION].nonzero()[0]
+    present = _present(rows)
     order = np.argsort(_sizes(memory, rows, present), kind="stable")[::-1]
     return list(_facts(memory, rows, present[order[:count]]))
 
@@ -245,7 +245,7 @@ def largest(memory: Memory, count: int) -> list[RecordFact]:
 def youngest(memory: Memory, count: int) -> list[RecordFact]:
     """Return the records that were changed last, youngest first."""
     rows = Table(memory).rows()
-    present = rows[:, LOCATION].nonzero()[0]
+    present = _present(rows)
     order = np.argsort(rows[present, VERSION], kind="stable")[::-1]
     return list(_facts(memory, rows, present[order[:count]]))
 
@@ -261,6 +261,12 @@ def _facts(memory: Memory, rows: _Rows, numbers: _Numbers) -> Iterable[RecordFac
         key = _pack_key(row[KEY_HIGH], row[KEY_LOW])
         queued = bool(row[QUEUE])
         yield RecordFact(key, size, row[VERSION], is_dirty, bool(row[CHAIN] & FLAG_PINNED), queued)
+
+
+def _present(rows: _Rows) -> _Numbers:
+    """Return which entries have a record: by way of a copy, as numpy refuses to list what changes meanwhile."""
+    present: _Numbers = (rows[:, LOCATION] != 0).nonzero()[0]
+    return present
 
 
 def _is_dirty(memory: Memory, rows: _Rows) -> npt.NDArray[np.bool_]:
