@@ -153,7 +153,7 @@ def occupancy(memory: Memory) -> Occupancy:
         finished=int(np.count_nonzero(flags & np.uint64(FLAG_FINISHED))),
         record_bytes=int(_sizes(memory, rows, _present(rows)).sum()),
         live_bytes=slabs.live_bytes(),
-        free_bytes=slabs.free_bytes(),
+        free_bytes=_free_bytes(slabs),
         slab_bytes=memory.layout.slab_count * memory.layout.slab_size,
         evictions=words[layout.EVICTIONS],
         commits=words[layout.COMMIT_SEQUENCE],
@@ -162,15 +162,19 @@ def occupancy(memory: Memory) -> Occupancy:
     )
 
 
+def lock_places(memory: Memory) -> list[tuple[str, int]]:
+    """Return the name and the byte offset of every lock in the segment, the lanes' life locks apart."""
+    loads = memory.layout.load_locks
+    return [
+        ("commit", layout.COMMIT_LOCK_OFFSET),
+        *((f"load {number}", loads + number * layout.LOAD_LOCK_BYTES) for number in range(layout.LOAD_LOCKS)),
+    ]
+
+
 def holders(memory: Memory) -> list[Holder]:
     """Return the locks that are held at this instant, or were by a thread that has died."""
-    places = [("commit", layout.COMMIT_LOCK_OFFSET)]
-    places += [
-        (f"load {number}", memory.layout.load_locks + number * layout.LOAD_LOCK_BYTES)
-        for number in range(layout.LOAD_LOCKS)
-    ]
     found = []
-    for name, offset in places:
+    for name, offset in lock_places(memory):
         thread, died = _lock_owner(memory, offset)
         if thread or died:
             found.append(Holder(name, thread, _process_of(thread), died))
@@ -285,6 +289,14 @@ def _sizes(memory: Memory, rows: _Rows, numbers: _Numbers) -> npt.NDArray[np.uin
     lengths = np.frombuffer(memory.words, np.uint32)[2 * slots + _LENGTH_OFFSET // 4]
     sound &= words[slots] == versions  # a slot begins with its version: those bytes are this record's still
     return np.where(sound, lengths, np.uint32(0))
+
+
+def _free_bytes(slabs: Slabs) -> int:
+    """Return what can be written to now, 0 where the words that say so are damaged."""
+    try:
+        return max(0, slabs.free_bytes())
+    except IndexError:
+        return 0
 
 
 def _lock_owner(memory: Memory, offset: int) -> tuple[int, bool]:
