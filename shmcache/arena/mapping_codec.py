@@ -39,15 +39,14 @@ def encode_msgpack(value: Any) -> bytes:
 
 def decode_msgpack(data: bytes) -> Any:
     """Return the value of msgpack bytes, its maps and lists frozen. Raises ValueError, TypeError, UnpackException."""
-    return _unpack(data, list_hook=FrozenList, object_pairs_hook=_frozen_dict, strict_map_key=False)
+    try:
+        return _unpack(data, list_hook=FrozenList, object_hook=FrozenDict, strict_map_key=False)
+    except TypeError:  # a key that was a tuple comes as a list, which cannot be one
+        return _unpack(data, list_hook=FrozenList, object_pairs_hook=_frozen_dict, strict_map_key=False)
 
 
 def _frozen_dict(pairs: Iterable[tuple[Any, Any]]) -> FrozenDict:
-    pairs = list(pairs)
-    try:
-        return FrozenDict(pairs)
-    except TypeError:  # a key that was a tuple came as a list
-        return FrozenDict({_hashable(key): value for key, value in pairs})
+    return FrozenDict({_hashable(key): value for key, value in pairs})
 
 
 def _hashable(key: Any) -> Any:
