@@ -123,7 +123,7 @@ def _facts(view: View, top: int) -> dict[str, Any]:
         "processes": _rows(survey.lanes(memory)),
         "lock_holders": _rows(survey.holders(memory)),
         "largest_records": _records(view, survey.largest(memory, top), mapped),
-        "youngest_records": _records(view, survey.youngest(memory, top), mapped),
+        "hottest_records": _records(view, survey.hottest(memory, top), mapped),
     }
 
 

@@ -20,10 +20,9 @@ from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
 from shmcache.arena import survey
 from shmcache.arena.arena import Arena
 from shmcache.arena.decoded import DecodedLayer
-from shmcache.arena.layout import FLAG_PINNED
+from shmcache.arena.layout import FLAG_PINNED, FLAG_PLAIN
 from shmcache.arena.mapping_codec import MSGPACK, Codec
 from shmcache.arena.mapping_keys import Key, MappingKeys, split_record
-from shmcache.arena.slab import Slabs
 from shmcache.arena.transaction import Conflict, Delete, Put, Transaction
 from shmcache.errors import ArenaError, ArenaFull, ArenaMissing, ArenaUnusable, InvalidValue
 
@@ -102,7 +101,7 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
 
     **Bounded.** By default it is a cache: when the segment is full, old keys leave, as in any cache, so a get may miss
     what was put. With `pinned` it is a dict: nothing ever leaves by itself, and a put that finds no room raises
-    ArenaFull and changes nothing. The number of keys is bounded too: one for each 768 bytes of the segment.
+    ArenaFull and changes nothing. Each key takes about 130 bytes beside its value.
 
     **One key at a time.** Each call is atomic, `update` and `clear` are so for each key. Iteration sees every key that
     is there from its beginning to its end, and of the others some. `pop`, `setdefault` and `compare_and_set` do their
@@ -130,7 +129,7 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
         self.name = arena.name
         self.pinned = pinned
         self._codec = codec
-        self._flags = FLAG_PINNED if pinned else 0
+        self._flags = FLAG_PLAIN | FLAG_PINNED if pinned else FLAG_PLAIN
         self._keys = MappingKeys(uuid.UUID(arena.arena_id).bytes)
         self._memory = arena._memory
         self._closed = False
@@ -151,7 +150,7 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
         `decoded_limit` bounds the values that this process keeps decoded. Raises ArenaExists, SharedMemoryTooSmall,
         ArenaUnusable, ValueError for a size that is none or under 4 MiB."""
         identity = _IDENTITY + (_PINNED if pinned else _EVICTING) + codec.mark
-        return cls(Arena.create(name, _bytes(size), identity), codec, pinned, decoded_limit)
+        return cls(Arena.create(name, _bytes(size), identity, ring_bytes=(0, 0)), codec, pinned, decoded_limit)
 
     @classmethod
     def attach(cls, name: str, *, codec: Codec = MSGPACK, decoded_limit: int = _DECODED_LIMIT) -> Self:
@@ -202,7 +201,11 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
     def put(self, key: Key, value: Any) -> None:
         """Set a key's value. Raises InvalidValue for one that the codec does not take, ArenaFull, LockTimeout."""
         name, head = self._keys.place(key)
-        self._commit(Put(name, head + self._encode(value), None, self._flags))
+        record = head + self._encode(value)
+        try:
+            self._arena_now().put(name, record, self._flags)
+        except ArenaFull as full:
+            raise self._full(full, record) from full
 
     def delete(self, key: Key) -> bool:
         """Forget a key; return whether it was there: of several processes that delete it at once one is told so."""
@@ -310,11 +313,11 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
         """Return what the mapping holds and how it is used; also reports this process's counts to the arena."""
         arena = self._arena_now()
         self.report()
-        slabs = Slabs(self._memory)
+        occupancy = survey.occupancy(self._memory)
         return MappingStatistics(
-            keys=len(self),
-            live_bytes=slabs.live_bytes(),
-            free_bytes=slabs.free_bytes(),
+            keys=occupancy.records,
+            live_bytes=occupancy.live_bytes,
+            free_bytes=occupancy.free_bytes,
             pinned=self.pinned,
             evicted=arena.counter_totals()["evicted"],
             processes=sum(process.alive for process in arena.processes()),
@@ -395,17 +398,19 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
 
     def _commit(self, operation: Put | Delete, version: int | None = None) -> None:
         """Do one operation; with a version, raise Conflict if the key has another one."""
-        wanted = Transaction()
+        wanted = Transaction(plain=True)
         if version is not None:
             wanted.rely_on(operation.key, version)
         wanted.operations.append(operation)
         try:
             self._arena_now().commit(wanted)
         except ArenaFull as full:
-            if not self.pinned or not isinstance(operation, Put):
-                raise
-            reason = "no key leaves a pinned mapping by itself: delete some"
-            raise ArenaFull(len(operation.record), reason) from full
+            raise self._full(full, operation.record if isinstance(operation, Put) else b"") from full
+
+    def _full(self, full: ArenaFull, record: bytes) -> ArenaFull:
+        if not self.pinned:
+            return full
+        return ArenaFull(len(record), "no key leaves a pinned mapping by itself: delete some")
 
     def _encode(self, value: Any) -> bytes:
         try:

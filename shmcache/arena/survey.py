@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import struct
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shmcache.arena import layout
+from shmcache.arena.census import Census
 from shmcache.arena.counters import ROLES, Counter, start_time
 from shmcache.arena.layout import (
     CHAIN,
@@ -24,17 +25,20 @@ from shmcache.arena.layout import (
     FLAG_PINNED,
     KEY_HIGH,
     KEY_LOW,
+    LENGTH_MASK,
     LOCATION,
     QUEUE,
+    READ_LATELY,
+    STRIPE_BYTES,
     VERSION,
+    VERSION_STEP,
     WORD,
 )
 from shmcache.arena.memory import Memory
-from shmcache.arena.slab import SLOT_BYTES, Slabs
+from shmcache.arena.slab import Slabs
 from shmcache.arena.table import Table
 
 _pack_key = struct.Struct(">QQ").pack
-_LENGTH_OFFSET = 8  # of a record's length in its first slot
 _OWNER_DIED = 0x40000000  # futex(2)
 _THREAD_MASK = 0x3FFFFFFF  # futex(2)
 
@@ -108,7 +112,9 @@ class RingDepth(NamedTuple):
 
 
 class RecordFact(NamedTuple):
-    """A record: its key, its length in bytes, its version (of two records the younger has the higher), its state."""
+    """A record: its key, its length in bytes, its version, its state.
+
+    `read_lately`: read from the arena since eviction last passed by; what processes served decoded does not show."""
 
     key: bytes
     size: int
@@ -116,6 +122,7 @@ class RecordFact(NamedTuple):
     dirty: bool
     pinned: bool
     queued: bool
+    read_lately: bool
 
 
 def header(memory: Memory) -> Header:
@@ -131,32 +138,43 @@ def header(memory: Memory) -> Header:
 def regions(memory: Memory) -> list[Region]:
     """Return the regions of the segment, in the order in which they lie."""
     placed = memory.layout
-    names = placed._fields[placed._fields.index("lanes") :]
-    starts = [("header", 0), ("intent", layout.INTENT_OFFSET), *((name, getattr(placed, name)) for name in names)]
-    ends = [offset for _, offset in starts[1:]]
-    return [Region(name, offset, end - offset) for (name, offset), end in zip(starts[:-1], ends, strict=True)]
+    starts = {
+        "header and state": 0,
+        "intent": layout.INTENT_OFFSET,
+        "lanes": placed.lanes,
+        "stripes": placed.stripes,
+        "buckets": placed.buckets,
+        "slab words": placed.slab_words,
+        "slabs": placed.slabs,
+        "entries": placed.entries_end - Table(memory).count * layout.ENTRY_WORDS * WORD,
+        "write ring": placed.write_ring,
+        "charge ring": placed.charge_ring,
+        "load locks": placed.load_locks,
+    }
+    ends = [*list(starts.values())[1:], placed.end]
+    return [Region(name, offset, end - offset) for (name, offset), end in zip(starts.items(), ends, strict=True)]
 
 
 def occupancy(memory: Memory) -> Occupancy:
     """Return what is in the table and in the slabs."""
     words = memory.words
     rows = Table(memory).rows()
-    slabs = Slabs(memory)
+    table, slabs = Table(memory), Slabs(memory)
     present = rows[:, LOCATION] != 0
     flags = rows[:, CHAIN]
     return Occupancy(
-        entries=memory.layout.entry_count,
+        entries=table.count,
         entries_used=words[layout.ENTRIES_USED],
         records=int(np.count_nonzero(present)),
         records_dirty=int(np.count_nonzero(present & _is_dirty(memory, rows))),
         records_pinned=int(np.count_nonzero(present & (flags & np.uint64(FLAG_PINNED) != 0))),
         finished=int(np.count_nonzero(flags & np.uint64(FLAG_FINISHED))),
-        record_bytes=int(_sizes(memory, rows, _present(rows)).sum()),
-        live_bytes=slabs.live_bytes(),
+        record_bytes=int(_sizes(rows[present]).sum()),
+        live_bytes=Census(table, slabs, np.zeros(slabs.count, np.bool_)).live_bytes(),
         free_bytes=_free_bytes(slabs),
         slab_bytes=memory.layout.slab_count * memory.layout.slab_size,
         evictions=words[layout.EVICTIONS],
-        commits=words[layout.COMMIT_SEQUENCE],
+        commits=words[layout.COMMIT_SEQUENCE] // VERSION_STEP,
         recoveries=words[layout.RECOVERIES],
         unfinished_commit_words=words[layout.INTENT_OFFSET // WORD],
     )
@@ -167,6 +185,11 @@ def lock_places(memory: Memory) -> list[tuple[str, int]]:
     loads = memory.layout.load_locks
     return [
         ("commit", layout.COMMIT_LOCK_OFFSET),
+        ("cleaning", layout.CLEANING_LOCK_OFFSET),
+        *(
+            (f"stripe {number}", memory.layout.stripes + number * STRIPE_BYTES)
+            for number in range(memory.layout.stripe_count)
+        ),
         *((f"load {number}", loads + number * layout.LOAD_LOCK_BYTES) for number in range(layout.LOAD_LOCKS)),
     ]
 
@@ -240,31 +263,42 @@ def record_count(memory: Memory) -> int:
 
 def largest(memory: Memory, count: int) -> list[RecordFact]:
     """Return the largest records, largest first."""
-    rows = Table(memory).rows()
-    present = _present(rows)
-    order = np.argsort(_sizes(memory, rows, present), kind="stable")[::-1]
-    return list(_facts(memory, rows, present[order[:count]]))
+    rows = _rows_with_records(memory)
+    order = np.argsort(_sizes(rows), kind="stable")[::-1]
+    return _facts(memory, rows[order[:count]])
 
 
-def youngest(memory: Memory, count: int) -> list[RecordFact]:
-    """Return the records that were changed last, youngest first."""
-    rows = Table(memory).rows()
-    present = _present(rows)
-    order = np.argsort(rows[present, VERSION], kind="stable")[::-1]
-    return list(_facts(memory, rows, present[order[:count]]))
+def hottest(memory: Memory, count: int) -> list[RecordFact]:
+    """Return the records that were read lately, then the others, those with the highest versions first among each."""
+    rows = _rows_with_records(memory)
+    order = np.lexsort((rows[:, VERSION], rows[:, CHAIN] >= np.uint64(READ_LATELY)))[::-1]
+    return _facts(memory, rows[order[:count]])
 
 
 _Rows = npt.NDArray[np.uint64]
 _Numbers = npt.NDArray[np.intp]
 
 
-def _facts(memory: Memory, rows: _Rows, numbers: _Numbers) -> Iterable[RecordFact]:
-    dirty = _is_dirty(memory, rows[numbers])
-    sizes = _sizes(memory, rows, numbers)
-    for row, is_dirty, size in zip(rows[numbers].tolist(), dirty.tolist(), sizes.tolist(), strict=True):
-        key = _pack_key(row[KEY_HIGH], row[KEY_LOW])
-        queued = bool(row[QUEUE])
-        yield RecordFact(key, size, row[VERSION], is_dirty, bool(row[CHAIN] & FLAG_PINNED), queued)
+def _rows_with_records(memory: Memory) -> _Rows:
+    """Return a copy of the entries that have a record."""
+    rows = Table(memory).rows()
+    return rows[_present(rows)]
+
+
+def _facts(memory: Memory, rows: _Rows) -> list[RecordFact]:
+    dirty = _is_dirty(memory, rows).tolist()
+    return [
+        RecordFact(
+            _pack_key(row[KEY_HIGH], row[KEY_LOW]),
+            row[LOCATION] & LENGTH_MASK,
+            row[VERSION],
+            is_dirty,
+            bool(row[CHAIN] & FLAG_PINNED),
+            bool(row[QUEUE]),
+            row[CHAIN] >= READ_LATELY,
+        )
+        for row, is_dirty in zip(rows.tolist(), dirty, strict=True)
+    ]
 
 
 def _present(rows: _Rows) -> _Numbers:
@@ -278,17 +312,9 @@ def _is_dirty(memory: Memory, rows: _Rows) -> npt.NDArray[np.bool_]:
     return dirty
 
 
-def _sizes(memory: Memory, rows: _Rows, numbers: _Numbers) -> npt.NDArray[np.uint32]:
-    """Return the lengths of some entries' records, 0 for one that is being moved, or whose place is none."""
-    places, versions = rows[numbers, LOCATION], rows[numbers, VERSION]
-    placed = memory.layout
-    end = placed.slabs + placed.slab_count * placed.slab_size - SLOT_BYTES
-    sound = (places >= np.uint64(placed.slabs)) & (places <= np.uint64(end)) & (places % np.uint64(WORD) == 0)
-    slots = (np.where(sound, places, np.uint64(0)) // np.uint64(WORD)).astype(np.intp)
-    words = np.frombuffer(memory.words, np.uint64)
-    lengths = np.frombuffer(memory.words, np.uint32)[2 * slots + _LENGTH_OFFSET // 4]
-    sound &= words[slots] == versions  # a slot begins with its version: those bytes are this record's still
-    return np.where(sound, lengths, np.uint32(0))
+def _sizes(rows: _Rows) -> npt.NDArray[np.int64]:
+    """Return the lengths of some entries' records."""
+    return (rows[:, LOCATION] & np.uint64(LENGTH_MASK)).astype(np.int64)
 
 
 def _free_bytes(slabs: Slabs) -> int:

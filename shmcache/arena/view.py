@@ -25,7 +25,7 @@ class ReadOnlyMemory(Memory):
     __slots__ = ()
 
     def __init__(self, mapped: mmap.mmap, placed: Layout) -> None:
-        self._mapped = mapped
+        self.mapped = mapped
         self._pinned = False
         self.layout = placed
         self.buffer = memoryview(mapped)
@@ -50,7 +50,7 @@ class View:
             if not entry:
                 continue  # it may have moved between chains under this walk
             version = words[entry + VERSION]
-            record = slabs.read(words[entry + LOCATION], entry, version)
+            record = slabs.read(key, words[entry + LOCATION], version)
             if record is not None and words[entry + VERSION] == version and table.key_of(entry) == key:
                 return Found(entry, version, record)
         return None

@@ -76,7 +76,7 @@ def _targets(arena: Arena, *, with_state: bool = True) -> list[range]:
             regions += [range(first + layout.LANE_PID, first + lane) for first in range(begin, begin + 4 * lane, lane)]
         elif not locked.intersection(range(begin, end)):
             regions.append(range(begin, end))
-        elif region.name == "header" and with_state:
+        elif region.name == "header and state" and with_state:
             first = min(locked.intersection(range(begin, end)))
             regions += [range(begin, first), range(max(locked.intersection(range(begin, end))) + 1, end)]
     return regions

@@ -39,7 +39,7 @@ def arena(name: str) -> Iterator[Arena]:
 def test_an_arena_of_executors_is_described_as_a_page_and_as_json(arena: Arena, tmp_path: Path) -> None:
     page = shmcache(tmp_path, "inspect", arena.name)
     assert (page.returncode, page.stderr) == (0, "")
-    for said in (arena.arena_id, NODE.id, "NodeDefinition", "lock holders: none", f"│ {os.getpid()} │", "load_locks"):
+    for said in (arena.arena_id, NODE.id, "NodeDefinition", "lock holders: none", f"│ {os.getpid()} │", "load locks"):
         assert said in page.stdout
     done = shmcache(tmp_path, "inspect", arena.name, "--json", "--top", "1")
     facts = json.loads(done.stdout)
@@ -47,7 +47,7 @@ def test_an_arena_of_executors_is_described_as_a_page_and_as_json(arena: Arena, 
     assert [record["kind"] for record in facts["largest_records"]] == ["NodeDefinition"]
     assert facts["processes"][0]["counts"]["commits"] == 1
     assert facts["rings"][0]["entries"] == 0
-    assert len(facts["youngest_records"]) == 1
+    assert len(facts["hottest_records"]) == 1
 
 
 def test_one_record_is_printed_decoded_or_as_its_bytes(arena: Arena, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_mapping_is_shown_with_its_own_keys_and_values(name: str, tmp_path: Pa
         mapping[uuid.UUID(int=7)] = "a UUID"
         facts = json.loads(shmcache(tmp_path, "inspect", name, "--json").stdout)
         assert facts["header"]["of"] == "SharedMapping"
-        assert {record["key"] for record in facts["youngest_records"]} == {"text", "12", str(uuid.UUID(int=7))}
+        assert {record["key"] for record in facts["hottest_records"]} == {"text", "12", str(uuid.UUID(int=7))}
         for key, value in (
             ("text", {"list": [1, "0102", None]}),
             ("12", "a number"),

@@ -67,7 +67,7 @@ def test_what_is_seen_is_what_is_there(arena: Arena) -> None:
         assert [(fact.dirty, fact.pinned, fact.queued) for fact in largest] == [
             (False, False, False), (True, False, False), (False, True, True)
         ]  # fmt: skip
-        assert [fact.key for fact in survey.youngest(memory, 2)] == [key(2), key(4)]
+        assert [fact.key for fact in survey.hottest(memory, 2)] == [key(2), key(4)]
         write, charge = survey.rings(memory)
         assert (write.entries, write.last_sequence, write.committed_sequence, charge.entries) == (1, 1, 0, 0)
         assert write.used_bytes == arena.write_ring.used_bytes > 0
@@ -142,7 +142,7 @@ def test_a_record_that_changes_under_the_look_is_seen_whole_or_not_at_all(arena:
             if found is not None:
                 seen += 1
                 assert len(set(found.record)) <= 1
-            for fact in survey.youngest(view.memory, 2):
+            for fact in survey.hottest(view.memory, 2):
                 assert fact.size < 3000 or fact.key not in (key(1), key(2))
             try:
                 assert os.read(here, 1) == b""
