@@ -10,9 +10,10 @@ SharedMapping.create(name, size), SharedMapping.attach(name): a dict that proces
 from shmcache.arena.arena import Arena
 from shmcache.arena.counters import Counter, Process
 from shmcache.arena.layout import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED, FLAG_PLAIN
-from shmcache.arena.reading import Found
-from shmcache.arena.mapping import ABSENT, MappingStatistics, SharedMapping, Versioned
+from shmcache.arena.mapping import SharedMapping
 from shmcache.arena.mapping_codec import Codec
+from shmcache.arena.mapping_parts import ABSENT, MappingStatistics, Versioned
+from shmcache.arena.reading import Found
 from shmcache.arena.ring import Entry
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment

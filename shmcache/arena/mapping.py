@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
-from enum import Enum
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Self, cast
 
 from shmcache.arena import survey
 from shmcache.arena.arena import Arena
@@ -23,6 +22,7 @@ from shmcache.arena.decoded import DecodedLayer
 from shmcache.arena.layout import FLAG_PINNED, FLAG_PLAIN
 from shmcache.arena.mapping_codec import MSGPACK, Codec
 from shmcache.arena.mapping_keys import Key, MappingKeys, split_record
+from shmcache.arena.mapping_parts import ABSENT, Absent, Items, MappingStatistics, Values, Versioned
 from shmcache.arena.transaction import Conflict, Delete, Put, Transaction
 from shmcache.errors import ArenaError, ArenaFull, ArenaMissing, ArenaUnusable, InvalidValue
 
@@ -37,59 +37,7 @@ def is_mapping(identity: bytes) -> bool:
     return identity.startswith(_IDENTITY)
 
 
-class _Absent(Enum):
-    ABSENT = "ABSENT"
-
-
-ABSENT: Final = _Absent.ABSENT
-"""Stands for "no value" in `compare_and_set`: a key that is not there, or shall not be there any more."""
-
-Absent: TypeAlias = Literal[_Absent.ABSENT]
-
-
 _REQUIRED = object()
-
-
-class Versioned(NamedTuple):
-    """A value and its version, which no other value of the key has or will have."""
-
-    version: int
-    value: Any
-
-
-class MappingStatistics(NamedTuple):
-    """What a mapping holds, in bytes and numbers; `hits`, `reads` and `misses` are this process's alone.
-
-    `hits` were served decoded, `reads` from the arena; `evicted` counts the keys that left under pressure."""
-
-    keys: int
-    live_bytes: int
-    free_bytes: int
-    pinned: bool
-    evicted: int
-    processes: int
-    decoded: int
-    hits: int
-    reads: int
-    misses: int
-
-
-class _Items(ItemsView[Key, Any]):
-    def __init__(self, mapping: SharedMapping) -> None:
-        super().__init__(mapping)
-        self._shared = mapping
-
-    def __iter__(self) -> Iterator[tuple[Key, Any]]:
-        return self._shared._walk()
-
-
-class _Values(ValuesView[Any]):
-    def __init__(self, mapping: SharedMapping) -> None:
-        super().__init__(mapping)
-        self._shared = mapping
-
-    def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in self._shared._walk())
 
 
 class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
@@ -219,13 +167,15 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
                 return True
 
     def compare_and_set(
-        self, key: Key, value: Any | Absent, *, expected: Any | Absent = None, version: int | None = None
+        self, key: Key, value: Any | Absent, *, expected: Any | Absent = _REQUIRED, version: int | None = None
     ) -> bool:
         """Set a key's value if it has the `expected` one, or that `version`; return whether it was set.
 
-        ABSENT as `expected` (or version 0) means a key that is not there, as `value` that the key shall go. Without
-        `version`, `expected` counts, and is compared by ==. In a mapping that is not pinned a key that has left is
+        One of the two is to be given; `expected` is compared by ==. ABSENT as `expected` (or version 0) means a key
+        that is not there, as `value` that the key shall go. In a mapping that is not pinned a key that has left is
         absent: build no locks of it."""
+        if (version is None) == (expected is _REQUIRED):
+            raise TypeError("compare_and_set takes either an expected value or a version")
         name, head = self._keys.place(key)
         change = Delete(name) if value is ABSENT else Put(name, head + self._encode(value), None, self._flags)
         while True:
@@ -289,11 +239,11 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
 
     def items(self) -> ItemsView[Key, Any]:
         """Return a view of the keys and values; walking it skips what goes meanwhile."""
-        return _Items(self)
+        return Items(self)
 
     def values(self) -> ValuesView[Any]:
         """Return a view of the values; walking it skips what goes meanwhile."""
-        return _Values(self)
+        return Values(self)
 
     def popitem(self) -> tuple[Key, Any]:
         """Forget some key and return it with its value. Raises KeyError if there is none. Looks at all keys."""

@@ -1,7 +1,8 @@
 """Facts about an arena, gathered from its memory without taking a lock or writing a word.
 
 So they can be gathered of an arena that is only mapped for reading (`shmcache.arena.view`), of a dead one, and while
-others change it: each number was true at some time during the look, not all of them at one time.
+others change it: each number was true at some time during the look, not all of them at one time. What can only be
+damage raises ArenaError.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from shmcache.arena.layout import (
 from shmcache.arena.memory import Memory
 from shmcache.arena.slab import Slabs
 from shmcache.arena.table import Table
+from shmcache.errors import ArenaError
 
 _pack_key = struct.Struct(">QQ").pack
 _OWNER_DIED = 0x40000000  # futex(2)
@@ -158,8 +160,8 @@ def regions(memory: Memory) -> list[Region]:
 def occupancy(memory: Memory) -> Occupancy:
     """Return what is in the table and in the slabs."""
     words = memory.words
-    rows = Table(memory).rows()
     table, slabs = Table(memory), Slabs(memory)
+    rows = _rows_of(memory)
     present = rows[:, LOCATION] != 0
     flags = rows[:, CHAIN]
     return Occupancy(
@@ -251,14 +253,14 @@ def work_outstanding(memory: Memory) -> int:
 def keys(memory: Memory) -> Iterator[bytes]:
     """Return the keys that have a record. One that is there all the while is among them; what is being changed may
     come as a key that is none, and one that is deleted and put again meanwhile twice."""
-    rows = Table(memory).rows()
+    rows = _rows_of(memory)
     found = _present(rows)
     return map(_pack_key, rows[found, KEY_HIGH].tolist(), rows[found, KEY_LOW].tolist())
 
 
 def record_count(memory: Memory) -> int:
     """Return how many keys have a record."""
-    return int(np.count_nonzero(Table(memory).rows()[:, LOCATION]))
+    return int(np.count_nonzero(_rows_of(memory)[:, LOCATION]))
 
 
 def largest(memory: Memory, count: int) -> list[RecordFact]:
@@ -279,9 +281,16 @@ _Rows = npt.NDArray[np.uint64]
 _Numbers = npt.NDArray[np.intp]
 
 
+def _rows_of(memory: Memory) -> _Rows:
+    try:
+        return Table(memory).rows()
+    except (ValueError, IndexError):
+        raise ArenaError("the arena is damaged: it says that it has more entries than fit into it") from None
+
+
 def _rows_with_records(memory: Memory) -> _Rows:
     """Return a copy of the entries that have a record."""
-    rows = Table(memory).rows()
+    rows = _rows_of(memory)
     return rows[_present(rows)]
 
 

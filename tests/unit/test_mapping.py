@@ -129,7 +129,9 @@ def test_compare_and_set_goes_by_the_value_or_by_the_version(mapping: SharedMapp
     assert not mapping.compare_and_set("k", 1, version=5)
     assert mapping.compare_and_set("k", None, expected=ABSENT)
     assert not mapping.compare_and_set("k", 1, expected=ABSENT)
-    assert mapping.compare_and_set("k", 1)  # None is a value
+    assert mapping.compare_and_set("k", 1, expected=None)  # a value like others
+    with pytest.raises(TypeError, match="either an expected value or a version"):
+        mapping.compare_and_set("k", 1)
     versioned = mapping.get_versioned("k")
     assert versioned is not None
     assert versioned.value == 1
@@ -258,6 +260,24 @@ def test_a_cache_lets_old_keys_go_and_everybody_sees_them_gone(cache: SharedMapp
     assert statistics.keys == len(cache) == len(dict(cache.items())) < 501
     assert statistics.live_bytes > 1 << 20
     other.close()
+
+
+@pytest.mark.xfail(reason="a slab of entries that holds records again may hold an old version's number", strict=True)
+def test_no_content_of_a_record_is_taken_for_the_version_of_an_entry_that_lay_there(name: str) -> None:
+    with SharedMapping.create(name, "8 MiB", decoded_limit=100_000) as cache:
+        for number in range(30_000):
+            cache[number] = None
+        kept = {number for number in range(30_000) if number in cache and cache[number] is None}
+        entry, version, key = min((*cache._decoded[number][:2], number) for number in kept)
+        for number in kept:
+            del cache[number]
+        content = version.to_bytes(8, "little") * 2000
+        words = cache._arena.version_words()
+        for number in range(2000):
+            cache._arena.put(number.to_bytes(16, "big"), content)
+            if words[entry] == version:
+                break
+        assert cache.get(key, "gone") == "gone"
 
 
 def test_a_pinned_mapping_keeps_all_refuses_more_and_takes_again_what_there_is_room_for(mapping: SharedMapping) -> None:
