@@ -18,7 +18,7 @@ from shmcache.arena.mapping_codec import MSGPACK, decode_msgpack
 from shmcache.arena.mapping_keys import MappingKeys, split_record
 from shmcache.arena.view import View
 from shmcache.codec import decode
-from shmcache.errors import ArenaError, InvalidValue, NotFound
+from shmcache.errors import ArenaError, ArenaMissing, InvalidValue, NotFound
 from shmcache.identifiers import id_text
 
 _SHOWN_BYTES = 64
@@ -30,7 +30,7 @@ _NO_AMOUNTS = frozenset({"lane", "pid", "thread", "version", "pid_namespace"})
 
 def print_arenas(as_json: bool) -> None:
     """List this user's arenas, those that cannot be used with the reason."""
-    found = [_summary(name) for name in list_arenas()]
+    found = [summary for summary in map(_summary, list_arenas()) if summary]
     if as_json:
         _print_json(found)
         return
@@ -81,7 +81,7 @@ def print_record(name: str, key: str, as_json: bool) -> None:
         sys.stdout.write(json.dumps(_plain(record), indent=2, ensure_ascii=False) + "\n")
 
 
-def _summary(name: str) -> dict[str, Any]:
+def _summary(name: str) -> dict[str, Any] | None:
     try:
         with View(name) as view:
             occupancy = survey.occupancy(view.memory)
@@ -94,6 +94,8 @@ def _summary(name: str) -> dict[str, Any]:
                 "live_bytes": occupancy.live_bytes,
                 "unsynced": sum(ring.entries for ring in survey.rings(view.memory)),
             }
+    except ArenaMissing:
+        return None  # removed since it was listed
     except ArenaError as error:
         return {"arena": name, "problem": str(error)}
 
