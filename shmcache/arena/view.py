@@ -10,9 +10,9 @@ import mmap
 from typing import Self
 
 from shmcache.arena import segment
-from shmcache.arena.arena import Found
 from shmcache.arena.layout import LOCATION, VERSION, Layout
 from shmcache.arena.memory import Memory
+from shmcache.arena.reading import Found
 from shmcache.arena.slab import Slabs
 from shmcache.arena.table import Table
 
