@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shmcache.arena import Arena as Arena
+    from shmcache.arena import SharedMapping as SharedMapping
     from shmcache.charge_manager import ChargeManager as ChargeManager
     from shmcache.errors import InsufficientBalanceError as InsufficientBalanceError
     from shmcache.errors import ShmcacheError as ShmcacheError
@@ -32,6 +33,7 @@ _HOMES = {
     "ExecutionStatus": "shmcache.records",
     "InsufficientBalanceError": "shmcache.errors",
     "ShmcacheError": "shmcache.errors",
+    "SharedMapping": "shmcache.arena",
     "SimpleExecutorCache": "shmcache.simple_cache",
     "get_db_client": "shmcache.session",
 }

@@ -368,7 +368,15 @@ class CachedClient(ExecutionDataClient):
     def _account(self, user_id: str) -> Account:
         """Bring an account into the arena: its credits and its execution count become counters there."""
         hit = self._cache.get(user_id)
-        while hit is None:
+        if hit is None:
+            with self._arena.loads.loading(id_bytes(user_id)):
+                hit = self._load_account(user_id)
+        if not isinstance(hit[1], Account):
+            raise NotFound("account", user_id)
+        return hit[1]
+
+    def _load_account(self, user_id: str) -> tuple[int, Any]:
+        while (hit := self._cache.get(user_id)) is None:
             key = id_bytes(user_id)
             fill = Transaction()
             fill.evictions = self._arena.evictions()
@@ -384,10 +392,7 @@ class CachedClient(ExecutionDataClient):
             ]
             with contextlib.suppress(Conflict):
                 self._arena.commit(fill)
-            hit = self._cache.get(user_id)
-        if not isinstance(hit[1], Account):
-            raise NotFound("account", user_id)
-        return hit[1]
+        return hit
 
     # Several writes at once, work, durability
 
@@ -426,6 +431,7 @@ class CachedClient(ExecutionDataClient):
         """See ExecutionDataClient."""
         follow = 0 if work.kind is WorkKind.FINISH else WorkKind.FINISH
         self._arena.count(Counter.NODE_RUNS, work.kind is WorkKind.RUN)
+        self._cache.report()
         release = Release(id_bytes(work.id), id_bytes(graph_exec_id), follow)
         self.atomically(lambda: self._records.writing().others.append(release))
 

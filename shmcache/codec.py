@@ -88,7 +88,7 @@ def pack(fields: tuple[Any, ...]) -> bytes:
 def decode(data: bytes) -> Record:
     """Return the record of some bytes, frozen. Raises InvalidValue where they are no record."""
     try:
-        fields = msgpack.unpackb(data, list_hook=FrozenList, object_pairs_hook=FrozenDict, strict_map_key=False)
+        fields = msgpack.unpackb(data, list_hook=FrozenList, object_hook=FrozenDict, strict_map_key=False)
         number = fields[0]
         if number == 4:
             return _node_execution(fields[1:])

@@ -27,7 +27,9 @@ class ArenaMissing(ArenaError):
     """No segment of this name exists."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no arena named {name!r} on this machine: start a supervisor, or check SHMCACHE_ARENA")
+        super().__init__(
+            f"no arena named {name!r} on this machine: start what makes it, or check the name (SHMCACHE_ARENA)"
+        )
         self.name = name
 
 
@@ -54,7 +56,7 @@ class SharedMemoryTooSmall(ArenaError):
     def __init__(self, name: str, needed: int, available: int) -> None:
         super().__init__(
             f"arena {name!r} needs {needed:,} bytes of shared memory and /dev/shm has {available:,} free: "
-            "set SHMCACHE_ARENA_SIZE lower, or enlarge /dev/shm (docker run --shm-size)"
+            "make it smaller (SHMCACHE_ARENA_SIZE), or enlarge /dev/shm (docker run --shm-size)"
         )
         self.name = name
         self.needed = needed
@@ -65,7 +67,9 @@ class ArenaFull(ArenaError):
     """No room for a record: everything left is unsynced, pinned or in use. `needed` in bytes."""
 
     def __init__(self, needed: int, reason: str) -> None:
-        super().__init__(f"the arena has no room for {needed:,} more bytes: {reason}; set SHMCACHE_ARENA_SIZE higher")
+        super().__init__(
+            f"the arena has no room for {needed:,} more bytes: {reason}; make it larger (SHMCACHE_ARENA_SIZE)"
+        )
         self.needed = needed
         self.reason = reason
 

@@ -79,40 +79,58 @@ class RecordStore:
         """Return a graph or a node, loading all of its graph on a miss. Raises NotFound, DatabaseUnavailable."""
         hit = self._cache.get(identifier)
         if hit is None:
-            loaded = self._backing.load(query, identifier)
-            if loaded is None:
-                raise NotFound(name, identifier)
-            graph, nodes = loaded
-            definitions: list[Graph | NodeDefinition] = [graph, *nodes]
-            # Graphs are named by their content: what is loaded cannot be older than what is there.
-            for begin in range(0, len(definitions), _FILL_BATCH):
-                batch = Transaction()
-                batch.operations.extend(
-                    Put(id_bytes(each.id), encode(each)) for each in definitions[begin : begin + _FILL_BATCH]
-                )
-                try:
-                    self._arena.commit(batch)
-                except ArenaFull:
-                    break
-            found = next((each for each in definitions if each.id == identifier), None)
-            if not isinstance(found, kind):
-                raise NotFound(name, identifier)
-            return found
+            with self._arena.loads.loading(id_bytes(identifier)):
+                hit = self._cache.get(identifier)  # another may have loaded it just now
+                if hit is None:
+                    return self._load_definition(identifier, kind, query, name)
         if not isinstance(hit[1], kind):
             raise NotFound(name, identifier)
         return hit[1]
 
+    def _load_definition(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
+        loaded = self._backing.load(query, identifier)
+        if loaded is None:
+            raise NotFound(name, identifier)
+        graph, nodes = loaded
+        definitions: list[Graph | NodeDefinition] = [graph, *nodes]
+        # Graphs are named by their content: what is loaded cannot be older than what is there.
+        for begin in range(0, len(definitions), _FILL_BATCH):
+            batch = Transaction()
+            batch.operations.extend(
+                Put(id_bytes(each.id), encode(each)) for each in definitions[begin : begin + _FILL_BATCH]
+            )
+            try:
+                self._arena.commit(batch)
+            except ArenaFull:
+                break
+        found = next((each for each in definitions if each.id == identifier), None)
+        if not isinstance(found, kind):
+            raise NotFound(name, identifier)
+        return found
+
     def record(self, identifier: str, kind: type | tuple[type, ...], query: Callable[..., Any], name: str) -> Any:
         """Return a record from the arena, or from the database by way of the arena, and rely on its version."""
         hit = self._cache.get(identifier)
-        while hit is None:
+        if hit is None:
+            with self._arena.loads.loading(id_bytes(identifier)):
+                hit = self._load_record(identifier, query, name)
+        version, found = hit
+        if not isinstance(found, kind):
+            raise NotFound(name, identifier)
+        pending = self.pending
+        if pending is not None:
+            pending.transaction.rely_on(id_bytes(identifier), version)
+        return found
+
+    def _load_record(self, identifier: str, query: Callable[..., Any], name: str) -> tuple[int, Any]:
+        """Bring a record into the arena, unless another does it first; return its version, and it."""
+        while (hit := self._cache.get(identifier)) is None:
             # The lease of the fill: it is dropped if the key was written, or anything was forgotten, since this look.
             fill = Transaction()
             fill.evictions = self._arena.evictions()
             key = id_bytes(identifier)
             fill.rely_on(key, self._arena.version(key))
             if fill.expected[key]:
-                hit = self._cache.get(identifier)
                 continue
             record = self._backing.load(query, identifier)
             if record is None:
@@ -124,16 +142,8 @@ class RecordStore:
             except Conflict:
                 pass
             except ArenaFull:
-                hit = (0, record)
-                break
-            hit = self._cache.get(identifier)
-        version, found = hit
-        if not isinstance(found, kind):
-            raise NotFound(name, identifier)
-        pending = self.pending
-        if pending is not None:
-            pending.transaction.rely_on(id_bytes(identifier), version)
-        return found
+                return 0, record
+        return hit
 
     # Node executions
 
@@ -147,11 +157,13 @@ class RecordStore:
         if pending is not None and node_exec_id in pending.executions:
             return pending.executions[node_exec_id][0]
         if self._cache.get(node_exec_id) is None:
-            # An execution lives in the arena as a member of its family, so the family comes first.
-            loaded = self._backing.load(queries.load_node_execution, node_exec_id)
-            if loaded is None:
-                raise NotFound("node execution", node_exec_id)
-            self.index(loaded.graph_exec_id)
+            with self._arena.loads.loading(id_bytes(node_exec_id)):
+                if self._cache.get(node_exec_id) is None:
+                    # An execution lives in the arena as a member of its family, so the family comes first.
+                    loaded = self._backing.load(queries.load_node_execution, node_exec_id)
+                    if loaded is None:
+                        raise NotFound("node execution", node_exec_id)
+                    self.index(loaded.graph_exec_id)
         kinds = (NodeExecution, PartialExecution)
         found: NodeExecution | PartialExecution = self.record(
             node_exec_id, kinds, queries.load_node_execution, "node execution"
@@ -264,6 +276,12 @@ class RecordStore:
         pending = self.pending
         if self._arena.is_indexed(key) or (pending is not None and graph_exec_id in pending.graph_executions):
             return
+        with self._arena.loads.loading(key):
+            if not self._arena.is_indexed(key):
+                self._load_family(graph_exec_id, key)
+
+    def _load_family(self, graph_exec_id: str, key: bytes) -> None:
+        pending = self.pending
         # What was dropped from the arena is in the database once the ring has been drained.
         ring = self._arena.write_ring
         ring.request_drain()

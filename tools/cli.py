@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `shmcache supervise`."""
+"""The command line: `shmcache run`, `shmcache supervise`, `shmcache inspect`."""
 
 from __future__ import annotations
 
@@ -129,6 +129,29 @@ def supervise(
     function = _callable(target)
     worker = Role("worker", lambda _should_stop: function(), restart_on_return=False, stop_raises=True)
     return 0 if Supervisor(settings, settings.arena, worker).run(_UntilReturned()) else 1
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--key", metavar="KEY", help="Print the record of this key: a UUID, or a key of a SharedMapping.")
+@click.option(
+    "--top", type=click.IntRange(0), default=10, show_default=True, help="How many records to show of a kind."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
+    """Show what is in an arena, who uses it and who holds its locks; without NAME, list the arenas.
+
+    Only looks: takes no lock and writes nothing, so it works on an arena that is stuck, or whose processes are dead."""
+    from tools.inspect_arena import print_arena, print_arenas, print_record
+
+    if name is None:
+        if key is not None:
+            raise click.UsageError("--key needs the NAME of an arena")
+        print_arenas(as_json)
+    elif key is not None:
+        print_record(name, key, as_json)
+    else:
+        print_arena(name, top, as_json)
 
 
 def _callable(target: str) -> Callable[[], Any]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from shmcache.arena import Arena, list_arenas
+from shmcache.arena.mapping import is_mapping
 from shmcache.config import Settings
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
@@ -87,7 +88,7 @@ def _belongs_to(name: str, identity: bytes) -> bool:
         logger.warning("%s", error)
         return False
     try:
-        if arena.identity != identity and not _living(arena):
+        if arena.identity != identity and not _living(arena) and not is_mapping(arena.identity):
             logger.warning("arena %s was left over by a run on another database: start one there to drain it", name)
         return arena.identity == identity
     finally:

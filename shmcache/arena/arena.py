@@ -24,6 +24,7 @@ from shmcache.arena.layout import (
     QUEUE_WAITERS,
     VERSION_STEP,
 )
+from shmcache.arena.load_locks import LoadLocks
 from shmcache.arena.memory import Memory
 
 _IDENTITY_BYTES = 16
@@ -54,6 +55,7 @@ class Arena(Changeable):
     def __init__(self, name: str, mapped: Memory, lock_wait: float = 30.0, ring_wait: float = 10.0) -> None:
         super().__init__(mapped, lock_wait, ring_wait)
         self.name = name
+        self.loads = LoadLocks(mapped)
         words = mapped.words
         self.identity = words[layout.IDENTITY_WORD].to_bytes(8, "little") + words[layout.IDENTITY_WORD + 1].to_bytes(
             8, "little"
@@ -102,6 +104,7 @@ class Arena(Changeable):
             arena._room.format()
             arena._stripes.format()
             arena._lanes.format()
+            arena.loads.format()
             arena._table.format()
             arena._slabs.format()
             words[COMMIT_SEQUENCE] = VERSION_STEP
@@ -221,3 +224,4 @@ class Arena(Changeable):
     def _forked(self) -> None:
         self._own.forked()
         self._critical.forked()
+        self.loads.forked()

@@ -72,8 +72,10 @@ class Changeable(Readable):
         self._lanes = Lanes(mapped)
         self._own = OwnLane(mapped, self._critical, self._table, self._lanes)
 
-    def put(self, key: bytes, record: bytes) -> int:
+    def put(self, key: bytes, record: bytes, flags: int = FLAG_PLAIN) -> int:
         """Store a plain record: one that no transaction, ring or list is concerned with; return its version.
+
+        `flags` are set on the entry of a new key: FLAG_PLAIN, and FLAG_PINNED for one that is never evicted.
 
         The fast way for single keys: writers of different keys hardly ever wait for each other. Raises as `commit`."""
         version = self._stripes.overwrite(key, record)
@@ -86,7 +88,7 @@ class Changeable(Readable):
             if version:
                 return version
         wanted = Transaction(plain=True)
-        wanted.operations.append(Put(key, record, None, FLAG_PLAIN))
+        wanted.operations.append(Put(key, record, None, flags))
         return self.commit(wanted).written[-1][1]
 
     def commit(self, wanted: Transaction) -> Outcome:

@@ -108,7 +108,7 @@ class Lanes:
             elif not self.lock(lane).looks_abandoned():
                 continue
             self.set_role(lane, role)
-            self._words[word + LANE_STARTED] = _start_time(os.getpid())
+            self._words[word + LANE_STARTED] = start_time(os.getpid())
             self._words[word + LANE_BY_MUTEX] = by_mutex
             self._words[word + LANE_PID] = os.getpid()
             return lane
@@ -146,7 +146,7 @@ class Lanes:
             return False
         if self._words[word + LANE_BY_MUTEX]:
             return self.lock(lane).looks_abandoned() and self.lock(lane).try_acquire()[0]
-        return _start_time(self._words[word + LANE_PID]) != self._words[word + LANE_STARTED]
+        return start_time(self._words[word + LANE_PID]) != self._words[word + LANE_STARTED]
 
     def processes(self) -> list[Process]:
         """Return all lanes in use. A dead process stays until its lane is given back."""
@@ -177,7 +177,7 @@ class Lanes:
         word = self._word(lane)
         pid = self._words[word + LANE_PID]
         if not self._words[word + LANE_BY_MUTEX]:
-            return _start_time(pid) != self._words[word + LANE_STARTED]
+            return start_time(pid) != self._words[word + LANE_STARTED]
         lock = self.lock(lane)
         # Held here though it is another's: freeing it was begun here and cut off by an exception.
         return lock.looks_abandoned() or (pid != os.getpid() and lock.is_held_here())
@@ -186,7 +186,7 @@ class Lanes:
         return self._first + lane * _LANE_WORDS
 
 
-def _start_time(pid: int) -> int:
+def start_time(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 if there is no such process."""
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()

@@ -20,6 +20,8 @@
     | write ring         |
     | charge ring        |
     +--------------------+
+    | load locks         |  robust mutexes: who loads a missing record, and who waits for it
+    +--------------------+
 
 Everything is addressed by the index of an 8-byte word ("word") or by a byte offset ("offset") from the segment's start.
 An entry is named by the index of its first word, which is never 0.
@@ -124,6 +126,9 @@ FAMILY = 7  # low half: next sibling; high half: parent
 MEMBERS = 8  # low half: first member; high half: last member
 COUNTER = 9  # a signed number that belongs to the key
 
+LOAD_LOCKS = 64
+LOAD_LOCK_BYTES = 64
+
 LOW = 0xFFFFFFFF
 FLAG_PINNED = 1 << 32
 """Never evicted."""
@@ -157,7 +162,7 @@ SLAB_OF_ENTRIES = 2**64 - 2
 
 DESCRIPTION = (
     "shmcache arena, layout 3; header, state, commit lock, intent, lanes 512, stripes 128, entries 10 words from the "
-    "end, slabs 2 words, slots QII, locations 36+28, ring entries QIIII, counters 48"
+    "end, slabs 2 words, slots QII, locations 36+28, ring entries QIIII, counters 48, load locks 64"
 )
 LAYOUT_HASH = int.from_bytes(hashlib.blake2b(DESCRIPTION.encode(), digest_size=8).digest(), "little")
 
@@ -184,6 +189,7 @@ class Layout(NamedTuple):
     entries_end: int
     write_ring: int
     charge_ring: int
+    load_locks: int
     end: int
 
 
@@ -211,10 +217,11 @@ def place(
     entries_end = _page(slabs + slab_count * slab_size + entry_count * ENTRY_WORDS * WORD)
     write_ring = entries_end
     charge_ring = _page(write_ring + write_ring_size)
-    end = _page(charge_ring + charge_ring_size)
+    load_locks = _page(charge_ring + charge_ring_size)
+    end = _page(load_locks + LOAD_LOCKS * LOAD_LOCK_BYTES)
     return Layout(
         size, lane_count, bucket_count, entry_count, slab_count, slab_size, write_ring_size, charge_ring_size,
-        stripe_count, lanes, stripes, buckets, slab_words, slabs, entries_end, write_ring, charge_ring, end,
+        stripe_count, lanes, stripes, buckets, slab_words, slabs, entries_end, write_ring, charge_ring, load_locks, end,
     )  # fmt: skip
 
 

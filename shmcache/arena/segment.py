@@ -8,6 +8,7 @@ a process is killed between attaching and taking that back.
     create    1 a file without a name (O_TMPFILE)   2 reserve every page (posix_fallocate)   3 map; header, locks
               4 READY = 1   5 give the file its name (linkat)
     attach    1 open, stat   2 read the header through the descriptor   3 map the same descriptor
+              (the same with O_RDONLY and PROT_READ for who only looks)
 
 A segment has a name only when it is ready: a death before step 5 of create leaves nothing, the kernel frees the file.
 """
@@ -88,19 +89,20 @@ def publish_segment(name: str, descriptor: int) -> None:
         os.close(directory)
 
 
-def attach_segment(name: str) -> tuple[mmap.mmap, Layout]:
-    """Map an existing segment; return it with its layout, read from its own header.
+def attach_segment(name: str, *, read_only: bool = False) -> tuple[mmap.mmap, Layout]:
+    """Map an existing segment, for reading only if asked so; return it with its layout, read from its own header.
 
     Raises ArenaMissing, ArenaUnusable."""
     try:
-        descriptor = os.open(_path(name), os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(_path(name), (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise ArenaMissing(name) from None
     except OSError as error:
         raise ArenaUnusable(name, f"cannot be opened: {error.strerror}") from None
     try:
         placed = _check(name, os.fstat(descriptor), os.pread(descriptor, _HEADER.size, 0))
-        return mmap.mmap(descriptor, placed.end), placed
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        return mmap.mmap(descriptor, placed.end, prot=protection), placed
     except OSError as error:
         raise ArenaUnusable(name, f"cannot be mapped: {error.strerror}") from None
     finally:

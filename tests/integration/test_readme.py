@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shmcache.arena import list_arenas
 from shmcache.config import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,26 @@ def test_the_worker_example_runs_as_it_is_printed(database_url: str, tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(printed[1]) == 2
+
+
+def test_the_shared_dict_example_prints_what_it_says(tmp_path: Path) -> None:
+    code = re.search(r"```python\n# shared.py\n(.*?)```", README, re.DOTALL)
+    printed = re.search(r"It prints `(.*?)`", README)
+    assert code is not None
+    assert printed is not None
+    name = f"readme-sessions-{os.getpid()}"
+    (tmp_path / "shared.py").write_text(code[1].replace('"sessions"', f'"{name}"'))
+    done = subprocess.run(
+        [sys.executable, "shared.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.returncode) == (printed[1], 0), done.stderr
+    assert name not in list_arenas()
 
 
 def test_the_table_it_shows_has_the_rows_of_a_run(database_url: str, tmp_path: Path) -> None:

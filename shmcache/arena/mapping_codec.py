@@ -1,0 +1,58 @@
+"""How a shared mapping's values become bytes and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgpack
+
+from shmcache.frozen import FrozenDict, FrozenList
+
+_pack = msgpack.Packer(autoreset=True).pack
+_unpack = msgpack.unpackb
+
+
+class Codec(NamedTuple):
+    """A pair of functions, both importable by name if the mapping is to be pickled.
+
+    `frozen` says that what `decode` returns cannot be changed, or that its holders promise not to: only then is it kept
+    decoded and handed out again. Else every get decodes the bytes anew."""
+
+    name: str
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    frozen: bool = False
+
+    @property
+    def mark(self) -> bytes:
+        """Seven bytes that stand for the name in the header of an arena."""
+        return blake2b(self.name.encode(), digest_size=7).digest()
+
+
+def encode_msgpack(value: Any) -> bytes:
+    """Return the msgpack bytes of a value. Raises TypeError, ValueError, OverflowError, RecursionError."""
+    packed: bytes = _pack(value)
+    return packed
+
+
+def decode_msgpack(data: bytes) -> Any:
+    """Return the value of msgpack bytes, its maps and lists frozen. Raises ValueError, TypeError, UnpackException."""
+    try:
+        return _unpack(data, list_hook=FrozenList, object_hook=FrozenDict, strict_map_key=False)
+    except TypeError:  # a key that was a tuple comes as a list, which cannot be one
+        return _unpack(data, list_hook=FrozenList, object_pairs_hook=_frozen_dict, strict_map_key=False)
+
+
+def _frozen_dict(pairs: Iterable[tuple[Any, Any]]) -> FrozenDict:
+    return FrozenDict({_hashable(key): value for key, value in pairs})
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(map(_hashable, key)) if isinstance(key, list) else key
+
+
+MSGPACK = Codec("msgpack", encode_msgpack, decode_msgpack, frozen=True)
+"""None, bool, int of 64 bits, float, str, bytes, and lists and dicts of them, which come back as `shmcache.frozen`
+ones: equal, and impossible to change. Tuples come back as lists, as msgpack has no tuples."""

@@ -1,0 +1,66 @@
+"""A segment mapped for reading only: for who looks at an arena, also a dead one, without leaving a trace in it.
+
+The kernel refuses every store (PROT_READ). No lane is taken and no lock: what is read may be changed underneath, so a
+record counts only if its checksum holds and its version is the same afterwards.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Self
+
+from shmcache.arena import segment
+from shmcache.arena.layout import LOCATION, VERSION, Layout
+from shmcache.arena.memory import Memory
+from shmcache.arena.reading import Found
+from shmcache.arena.slab import Slabs
+from shmcache.arena.table import Table
+
+_TRIES = 10
+
+
+class ReadOnlyMemory(Memory):
+    """A memory whose words can be read; it has no address, hence no locks."""
+
+    __slots__ = ()
+
+    def __init__(self, mapped: mmap.mmap, placed: Layout) -> None:
+        self.mapped = mapped
+        self._pinned = False
+        self.layout = placed
+        self.buffer = memoryview(mapped)
+        self.words = self.buffer[: placed.end].cast("Q")
+        self.address = 0
+
+
+class View:
+    """An arena as it can be seen from outside. `memory` is for `shmcache.arena.survey`."""
+
+    def __init__(self, name: str) -> None:
+        """Look at an arena by its name. Raises ArenaMissing, ArenaUnusable."""
+        self.name = name
+        self.memory: Memory = ReadOnlyMemory(*segment.attach_segment(name, read_only=True))
+
+    def read(self, key: bytes) -> Found | None:
+        """Return a key's record, or None if it has none, or it is damaged, or changes all the time."""
+        words = self.memory.words
+        table, slabs = Table(self.memory), Slabs(self.memory)
+        for _ in range(_TRIES):
+            entry = table.find_certainly(key)
+            if not entry:
+                continue  # it may have moved between chains under this walk
+            version = words[entry + VERSION]
+            record = slabs.read(key, words[entry + LOCATION], version)
+            if record is not None and words[entry + VERSION] == version and table.key_of(entry) == key:
+                return Found(entry, version, record)
+        return None
+
+    def close(self) -> None:
+        """Let go of the segment."""
+        self.memory.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
