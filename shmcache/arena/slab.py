@@ -241,9 +241,9 @@ class Slabs:
     def take_slab(self, stage: Stage) -> int:
         """Stage that a free slab is in use; return its offset. Raises NoRoom if there is none at all."""
         slab = stage[FREE_SLAB]
-        if not slab:
+        if not slab and not stage[FREE_SLABS]:
             raise NoRoom(1)
-        if slab > self.count or stage[self._table + (slab - 1) * SLAB_WORDS] >= SLAB_OF_ENTRIES:
+        if not 0 < slab <= self.count or stage[self._table + (slab - 1) * SLAB_WORDS] >= SLAB_OF_ENTRIES:
             raise ArenaDamaged(f"the list of free slabs leads to {slab}")
         word = self._table + (slab - 1) * SLAB_WORDS
         stage[FREE_SLAB] = stage[word + SLAB_STATE]

@@ -139,7 +139,7 @@ class Table:
     def insert(self, stage: Stage, key: bytes) -> int:
         """Take a free entry for a key that has none; return it. Raises NoRoom."""
         entry = stage[FREE_ENTRY]
-        if not entry:
+        if not entry and (self._words[ENTRIES_LEAVE] or stage[ENTRIES_USED] >= self.count):
             raise NoRoom(entries=max(1, stage[ENTRIES_USED] + 1 - self._words[ENTRIES_USED]))
         self.require(entry)
         if stage[entry + CHAIN] & FLAG_USED:
