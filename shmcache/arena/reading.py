@@ -36,6 +36,7 @@ from shmcache.arena.memory import Memory
 from shmcache.arena.slab import SLOT, SLOT_BYTES, Slabs
 from shmcache.arena.stripes import Stripes
 from shmcache.arena.table import Table
+from shmcache.errors import ArenaDamaged
 
 # Bound once: a name of the module is found faster than an attribute of one.
 unpack_key = struct.Struct(">QQ").unpack
@@ -111,6 +112,13 @@ class Readable:
                 record = self._slabs.read(key, location, version)
                 if record is not None:
                     return Found(entry, version, record)
+        try:
+            return self._read_certainly(key)
+        except ArenaDamaged:
+            return None  # a reader has the database to turn to; who writes next is told
+
+    def _read_certainly(self, key: bytes) -> Found | None:
+        words = self._words
         with self._critical, self._stripes.hold((self._stripes.number_of(key),)):
             entry = self._table.find_certainly(key)
             for _ in range(2):
