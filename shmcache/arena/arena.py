@@ -221,6 +221,18 @@ class Arena(Changeable):
         totals[Counter.COMMITS.name.lower()] += self._stripes.puts()
         return totals
 
+    def may_keep(self, entry: int, version: int) -> bool:
+        """Say whether a record just read may be kept decoded, for as long as its entry has this version."""
+        return self._own.may_keep(entry, version)
+
+    def must_forget(self) -> bool:
+        """Say whether all that this process keeps decoded has to be forgotten; `forgotten` says that it was."""
+        return self._own.must_forget()
+
+    def forgotten(self) -> None:
+        """Take note that this process keeps nothing decoded, in any decoded layer over this arena."""
+        self._own.forgotten()
+
     def _forked(self) -> None:
         self._own.forked()
         self._critical.forked()

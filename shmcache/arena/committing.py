@@ -68,8 +68,8 @@ class Changeable(Readable):
         self.write_ring = Ring(mapped, self._critical, write)
         self.charge_ring = Ring(mapped, self._critical, charge)
         self._changes = Changes(mapped, self._table, self._slabs, {"write": write, "charge": charge})
-        self._room = Room(mapped, self._critical, self._changes, self._stripes, self.write_ring)
         self._lanes = Lanes(mapped)
+        self._room = Room(mapped, self._critical, self._changes, self._stripes, self._lanes, self.write_ring)
         self._own = OwnLane(mapped, self._critical, self._table, self._lanes)
 
     def put(self, key: bytes, record: bytes, flags: int = FLAG_PLAIN) -> int:

@@ -2,6 +2,7 @@
 
     word 0-7   life lock: a robust mutex that the process's main thread holds until it ends
     word 8     pid, 0 for a lane that is free   9 role   10 start time   11 whether the life lock speaks for the process
+    word 12    the lowest entry that the process may have decoded
     word 16-   counters
 
 Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is dead, for certain; pids are reused and
@@ -27,6 +28,7 @@ from shmcache.arena.layout import (
     LANE_BY_MUTEX,
     LANE_BYTES,
     LANE_COUNTERS,
+    LANE_LOWEST,
     LANE_PID,
     LANE_ROLE,
     LANE_STARTED,
@@ -108,6 +110,7 @@ class Lanes:
             elif not self.lock(lane).looks_abandoned():
                 continue
             self.set_role(lane, role)
+            self._words[word + LANE_LOWEST] = 0
             self._words[word + LANE_STARTED] = start_time(os.getpid())
             self._words[word + LANE_BY_MUTEX] = by_mutex
             self._words[word + LANE_PID] = os.getpid()
@@ -117,6 +120,15 @@ class Lanes:
     def set_role(self, lane: int, role: str) -> None:
         """Change what this process is called."""
         self._words[self._word(lane) + LANE_ROLE] = ROLES.index(role) if role in ROLES else 0
+
+    def set_lowest(self, lane: int, entry: int) -> None:
+        """Say which is the lowest entry that the process of a lane may have decoded, 0 for none."""
+        self._words[self._word(lane) + LANE_LOWEST] = entry
+
+    def lowest(self) -> int | None:
+        """Return the lowest entry that any process which lives may have decoded, None if none has any."""
+        lanes = (self._words[self._word(process.lane) + LANE_LOWEST] for process in self.processes() if process.alive)
+        return min((entry for entry in lanes if entry), default=None)
 
     def retire(self, stage: Stage, lane: int) -> None:
         """Stage that a lane is free and its counters are kept. Under the commit lock, when it has no claims."""

@@ -27,6 +27,7 @@ _layers: weakref.WeakValueDictionary[int, DecodedLayer] = weakref.WeakValueDicti
 def _after_fork() -> None:
     for layer in _layers.values():
         layer._reported = (layer.hits, layer.reads, layer.misses)  # the rest is the parent's to report
+        layer._decoded.clear()  # the parent has said what it may have decoded, the child has not
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -52,6 +53,14 @@ class DecodedLayer:
 
     def _keep(self, key: Any, entry: int, version: int, value: Any) -> None:
         """Keep a value decoded, as this version of this entry; when there are too many, the oldest eighth goes."""
+        arena = self._arena
+        if arena.must_forget():
+            for layer in list(_layers.values()):
+                if layer._arena is arena:
+                    layer._decoded.clear()
+            arena.forgotten()
+        if not arena.may_keep(entry, version):
+            return
         decoded = self._decoded
         if len(decoded) >= self._limit:
             if not self._limit:

@@ -4,7 +4,7 @@
               2 its entries are put on the free list, and its state is changed: one commit
     shrink    1 ENTRIES_LEAVE is set, the free list made anew without the entries of the slab that became entries last
               2 the used ones of those become others, a few in one commit
-              3 the slab is given back, ENTRIES_LEAVE cleared: one commit
+              3 the slab is given back, ENTRIES_LEAVE cleared: one commit, unless somebody has decoded an entry in it
 
 A death in a shrink leaves ENTRIES_LEAVE set, and whoever makes room next makes the free list anew, with those entries.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from shmcache.arena.census import Census
+from shmcache.arena.counters import Lanes
 from shmcache.arena.layout import (
     CHAIN,
     ENTRIES_LEAVE,
@@ -21,6 +22,7 @@ from shmcache.arena.layout import (
     ENTRY_SLABS,
     FAMILY,
     FLAG_USED,
+    FORGET,
     FREE_ENTRY,
     FREE_SLABS,
     LOCATION,
@@ -35,8 +37,9 @@ from shmcache.arena.slab import RESERVED_SLABS
 class EntrySlabs:
     """The slabs of entries over a memory. All under the cleaning lock."""
 
-    def __init__(self, mover: Mover) -> None:
+    def __init__(self, mover: Mover, lanes: Lanes) -> None:
         self._mover = mover
+        self._lanes = lanes
         self._words = mover.words
         self._table = mover.table
         self._slabs = mover.slabs
@@ -88,6 +91,10 @@ class EntrySlabs:
                 if (rows[:, CHAIN] & np.uint64(FLAG_USED)).any():
                     return False  # others freed one of them meanwhile, and took it again
                 del rows
+                lowest = self._lanes.lowest()
+                if lowest is not None and lowest <= table.entry_at(leaving.start):
+                    words[FORGET] += 1  # asks them; until they have, it stays what it is
+                    return False
                 table.relist_free(leaving=True)
                 stage = mover.begin()
                 self._slabs.give_back(stage, self._slabs.count - words[ENTRY_SLABS])

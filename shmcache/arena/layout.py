@@ -74,6 +74,7 @@ POSITION = 81  # byte offset at which the next record of a commit is written
 POSITION_END = 82  # and where that slab ends; both 0: none is taken
 ENTRY_SLABS = 83  # how many slabs, from the last, have become entries
 ENTRIES_LEAVE = 85  # 1: the last slab of entries is being given back; if that died, the free list is to be made anew
+FORGET = 86  # raised when slabs of entries cannot be given back for what processes have decoded
 DOUBT = 84  # 1: the holder of the commit lock is changing plain keys, and holds their stripes while it lives
 
 WRITE_RING_STATE = 96
@@ -99,6 +100,7 @@ LANE_BYTES = 512
 LANE_PID = 8  # words from the lane's first; its first 8 words are the life lock
 LANE_ROLE = 9
 LANE_STARTED = 10  # the process's start time in clock ticks, from /proc/PID/stat
+LANE_LOWEST = 12  # the lowest entry that the process may have decoded; 0: none
 LANE_BY_MUTEX = 11  # 1: the life lock tells whether the process lives; 0: pid and start time do
 LANE_COUNTERS = 16
 COUNTERS = 48

@@ -5,16 +5,31 @@ from __future__ import annotations
 from shmcache.arena import work
 from shmcache.arena.counters import Counter, Lanes
 from shmcache.arena.critical import Critical
-from shmcache.arena.layout import QUEUE_SIGNAL, QUEUE_WAITERS
+from shmcache.arena.layout import FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
 from shmcache.arena.table import Table
 from shmcache.errors import ArenaError
+
+_NONE = 1 << 63
+_STEP = 1 << 12
+"""Words by which `lowest` is lowered at a time."""
 
 
 class OwnLane:
     """The lane of this process: `lane` is its number, 0 for none; `commits_word` the word that counts its commits."""
 
-    __slots__ = ("_critical", "_lanes", "_memory", "_role", "_table", "_words", "commits_word", "lane")
+    __slots__ = (
+        "_critical",
+        "_lanes",
+        "_memory",
+        "_role",
+        "_seen",
+        "_table",
+        "_words",
+        "commits_word",
+        "lane",
+        "lowest",
+    )
 
     def __init__(self, mapped: Memory, critical: Critical, table: Table, lanes: Lanes) -> None:
         self._memory = mapped
@@ -29,6 +44,8 @@ class OwnLane:
         """Take note that this is a forked child, which has no lane yet."""
         self.lane = 0
         self.commits_word = self._lanes.first_counter(0)
+        self.lowest = _NONE
+        self._seen = self._words[FORGET]
 
     def enter(self, role: str) -> None:
         """Take a lane, or rename it. Raises ArenaError where all lanes are taken by processes that live."""
@@ -44,6 +61,33 @@ class OwnLane:
         if not self.lane:
             self.enter(self._role)
         self._lanes.count(self.lane, counter, amount)
+
+    def may_keep(self, entry: int, version: int) -> bool:
+        """Say whether a record that was just read may be kept decoded, proved current by its entry's VERSION.
+
+        A slab of entries that holds records again may hold any number where that word was. So it is not given back
+        while a process that lives has said that it may have decoded entries of it."""
+        if entry >= self.lowest:
+            return True
+        with self._critical:  # as the giving back is
+            if not self.or_none() or not self._table.is_entry(entry):
+                return False
+            self.lowest = max(entry - _STEP, 1)
+            self._lanes.set_lowest(self.lane, self.lowest)
+            current: bool = self._words[entry + VERSION] == version
+            return current
+
+    def must_forget(self) -> bool:
+        """Say whether what this process has decoded is in the way of others: forget it all, then call `forgotten`."""
+        wanted: bool = self._words[FORGET] != self._seen
+        return wanted
+
+    def forgotten(self) -> None:
+        """Take note that nothing is kept decoded."""
+        self._seen = self._words[FORGET]
+        self.lowest = _NONE
+        if self.lane:
+            self._lanes.set_lowest(self.lane, 0)
 
     def now(self) -> int:
         """Return the lane; take one if there is none, from the dead if need be. Inside the section.

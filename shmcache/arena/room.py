@@ -24,6 +24,7 @@ import numpy as np
 
 from shmcache.arena.census import Census
 from shmcache.arena.changes import Changes
+from shmcache.arena.counters import Lanes
 from shmcache.arena.critical import Critical
 from shmcache.arena.entry_slabs import EntrySlabs
 from shmcache.arena.families import Families
@@ -55,7 +56,7 @@ class Room:
     """What an arena does when slabs or entries run out. Counts what it did in `evicted` and `cleaned`."""
 
     def __init__(
-        self, mapped: Memory, critical: Critical, changes: Changes, stripes: Stripes, write_ring: Ring
+        self, mapped: Memory, critical: Critical, changes: Changes, stripes: Stripes, lanes: Lanes, write_ring: Ring
     ) -> None:
         self._words = mapped.words
         self._wait_seconds = critical.lock_wait_seconds
@@ -63,7 +64,7 @@ class Room:
         self._table = changes.table
         self._slabs = changes.slabs
         self._ring = write_ring
-        self._entry_slabs = EntrySlabs(self._mover)
+        self._entry_slabs = EntrySlabs(self._mover, lanes)
         self.families = Families(self._mover, changes.remove)
         self._lock = RobustMutex("cleaning", mapped.address + CLEANING_LOCK_OFFSET)
         self.cleaned = 0
@@ -172,6 +173,7 @@ class Room:
     def _free(self, census: Census) -> int:
         empty = census.empty()
         self._mover.give_back(empty)
+        census.filled[empty] = False
         return len(empty)
 
     def _clean(self, census: Census, wanted: int, worth: float) -> None:

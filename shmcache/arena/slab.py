@@ -255,6 +255,8 @@ class Slabs:
     def give_back(self, stage: Stage, slab: int) -> None:
         """Stage that a slab in use, which nothing refers to, is free."""
         word = self._table + slab * SLAB_WORDS
+        if stage[word + SLAB_STATE] < SLAB_OF_ENTRIES:
+            raise ArenaDamaged(f"slab {slab} is free already")
         stage[word + SLAB_STATE] = stage[FREE_SLAB]
         stage[FREE_SLAB] = slab + 1
         stage[FREE_SLABS] = stage[FREE_SLABS] + 1

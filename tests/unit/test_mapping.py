@@ -219,7 +219,7 @@ def test_of_many_that_take_a_key_one_gets_it(mapping: SharedMapping) -> None:
 def test_a_child_reports_its_own_reads_and_not_its_parents(mapping: SharedMapping) -> None:
     mapping["k"] = 1
     for _ in range(10):
-        mapping.get("k")  # the first is a read, the others are hits
+        mapping.get("k")  # the first of each process is a read, the others are hits
 
     def child() -> None:
         for _ in range(5):
@@ -231,7 +231,7 @@ def test_a_child_reports_its_own_reads_and_not_its_parents(mapping: SharedMappin
     mapping.report()
     mapping.report()
     totals = mapping._arena.counter_totals()
-    assert (totals["decoded_hits"], totals["reads"], totals["misses"]) == (14, 1, 1)
+    assert (totals["decoded_hits"], totals["reads"], totals["misses"]) == (13, 2, 1)
 
 
 def test_a_mapping_that_is_pickled_comes_back_as_itself_and_another_of_its_name_does_not(name: str) -> None:
@@ -262,7 +262,6 @@ def test_a_cache_lets_old_keys_go_and_everybody_sees_them_gone(cache: SharedMapp
     other.close()
 
 
-@pytest.mark.xfail(reason="a slab of entries that holds records again may hold an old version's number", strict=True)
 def test_no_content_of_a_record_is_taken_for_the_version_of_an_entry_that_lay_there(name: str) -> None:
     with SharedMapping.create(name, "8 MiB", decoded_limit=100_000) as cache:
         for number in range(30_000):
