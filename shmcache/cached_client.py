@@ -408,6 +408,8 @@ class CachedClient(ExecutionDataClient):
                     outcome = self._arena.commit(pending.build())
                     self._write_sequence = max(self._write_sequence, outcome.write_sequence)
                     self._charge_sequence = max(self._charge_sequence, outcome.charge_sequence)
+                    for (identifier, record), (entry, version) in zip(pending.written, outcome.written, strict=False):
+                        self._cache.keep(identifier, entry, version, record)
                 return result
             except Conflict:
                 continue

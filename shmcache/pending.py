@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED, Transaction
 from shmcache.arena.transaction import Append, Operation, Put, Touch
-from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, encode, json_text, pack
+from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, encode, json_text, pack
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES, GraphExecution, NodeExecution
 from shmcache.writes import (
@@ -38,6 +38,7 @@ class Pending:
         "parts",
         "rows",
         "transaction",
+        "written",
     )
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Pending:
         self.rows: list[tuple[WriteKind, InputWrite | OutputWrite]] = []
         self.others: list[Operation] = []
         self.charged: dict[str, int] = {}
+        self.written: list[tuple[str, Record]] = []
 
     def put_execution(self, partial: PartialExecution, group_id: str) -> None:
         """Change or create a node execution, a member of its group."""
@@ -80,7 +82,7 @@ class Pending:
         return not (self.executions or self.graph_executions or self.groups or self.rows or self.others)
 
     def build(self) -> Transaction:
-        """Return the transaction with all the operations. Raises InvalidValue."""
+        """Return the transaction with all the operations; `written` is what its first Puts put. Raises InvalidValue."""
         self.transaction.operations = list(self._operations())
         return self.transaction
 
@@ -98,15 +100,19 @@ class Pending:
             yield _graph_execution_row(graph_execution)
         for graph_execution in self.graph_executions.values():
             key = id_bytes(graph_execution.id)
+            self.written.append((graph_execution.id, graph_execution))
             yield Put(key, encode(graph_execution))
             final = graph_execution.status in FINAL_STATUSES
             yield Touch(key, FLAG_FINISHED if final else 0, 0 if final else FLAG_FINISHED)
         for group_id, group in self.groups.items():
+            self.written.append((group_id, group))
             yield Put(id_bytes(group_id), encode(group), id_bytes(self.group_parents[group_id]), FLAG_INDEXED)
         for partial, group_id in self.executions.values():
-            record = encode(partial if partial.parts else partial.execution)
-            yield Put(id_bytes(partial.execution.id), record, id_bytes(group_id))
+            record = partial if partial.parts else partial.execution
+            self.written.append((partial.execution.id, record))
+            yield Put(id_bytes(partial.execution.id), encode(record), id_bytes(group_id))
         for part_id, (part, node_exec_id) in self.parts.items():
+            self.written.append((part_id, part))
             yield Put(id_bytes(part_id), encode(part), id_bytes(node_exec_id), FLAG_PINNED)
         yield from self.others
 

@@ -57,6 +57,10 @@ class SimpleExecutorCache(DecodedLayer):
         self._keep(identifier, found.entry, found.version, answer)
         return answer
 
+    def keep(self, identifier: str, entry: int, version: int, record: Record) -> None:
+        """Keep a record that this process has just put, as that version of that entry: it need not be decoded."""
+        self._keep(identifier, entry, version, (version, record))
+
     def clear(self, report: Callable[[str], None] = logger.info) -> None:
         """Forget what this process has decoded; the arena keeps everything."""
         self._decoded.clear()

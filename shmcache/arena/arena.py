@@ -110,7 +110,7 @@ class Arena(Changeable):
             words[COMMIT_SEQUENCE] = VERSION_STEP
             # The maker is in its lane before anybody can look: an arena without a living process counts as left over.
             with arena._critical:
-                arena._own.now()
+                arena.own_lane.now()
             words[layout.READY_WORD] = 1
             segment.publish_segment(name, descriptor)
         except BaseException:
@@ -133,7 +133,7 @@ class Arena(Changeable):
 
     def close(self) -> None:
         """Give back this process's claims and its lane, and unmap the segment."""
-        if self._own.lane and not self._own.leave():
+        if self.own_lane.lane and not self.own_lane.leave():
             return  # the thread that entered still holds a lock in the segment: it stays mapped until that ends
         _open_arenas.discard(self)
         self._memory.release()
@@ -168,7 +168,7 @@ class Arena(Changeable):
         while True:
             if words[QUEUE_HEAD]:
                 with self._critical:
-                    lane = self._own.now()
+                    lane = self.own_lane.now()
                     stage = self._memory.stage()
                     taken = work.take(self._table, stage, lane)
                     if taken:
@@ -181,7 +181,7 @@ class Arena(Changeable):
 
     def release_dead(self) -> int:
         """Put the claims of dead processes back on the queue and free their lanes; return how many claims."""
-        return self._own.release_dead()
+        return self.own_lane.release_dead()
 
     def outstanding(self) -> int:
         """Return how many entries are on the work queue or claimed."""
@@ -205,7 +205,7 @@ class Arena(Changeable):
         """Take a lane for this process, or rename it: "supervisor", "worker", "syncer", "charger" or "other".
 
         Raises ArenaError where all lanes are taken by processes that live."""
-        self._own.enter(role)
+        self.own_lane.enter(role)
 
     def processes(self) -> list[Process]:
         """Return the processes that are attached, and the dead whose lanes were not given back yet."""
@@ -213,7 +213,7 @@ class Arena(Changeable):
 
     def count(self, counter: Counter, amount: int = 1) -> None:
         """Add to one of this process's counters. Raises ArenaError as `enter`."""
-        self._own.count(counter, amount)
+        self.own_lane.count(counter, amount)
 
     def counter_totals(self) -> dict[str, int]:
         """Return the sums of all counters over all processes, by lower-case name."""
@@ -221,19 +221,7 @@ class Arena(Changeable):
         totals[Counter.COMMITS.name.lower()] += self._stripes.puts()
         return totals
 
-    def may_keep(self, entry: int, version: int) -> bool:
-        """Say whether a record just read may be kept decoded, for as long as its entry has this version."""
-        return self._own.may_keep(entry, version)
-
-    def must_forget(self) -> bool:
-        """Say whether all that this process keeps decoded has to be forgotten; `forgotten` says that it was."""
-        return self._own.must_forget()
-
-    def forgotten(self) -> None:
-        """Take note that this process keeps nothing decoded, in any decoded layer over this arena."""
-        self._own.forgotten()
-
     def _forked(self) -> None:
-        self._own.forked()
+        self.own_lane.forked()
         self._critical.forked()
         self.loads.forked()

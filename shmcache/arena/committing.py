@@ -70,7 +70,7 @@ class Changeable(Readable):
         self._changes = Changes(mapped, self._table, self._slabs, {"write": write, "charge": charge})
         self._lanes = Lanes(mapped)
         self._room = Room(mapped, self._critical, self._changes, self._stripes, self._lanes, self.write_ring)
-        self._own = OwnLane(mapped, self._critical, self._table, self._lanes)
+        self.own_lane = OwnLane(mapped, self._critical, self._table, self._lanes)
 
     def put(self, key: bytes, record: bytes, flags: int = FLAG_PLAIN) -> int:
         """Store a plain record: one that no transaction, ring or list is concerned with; return its version.
@@ -143,7 +143,7 @@ class Changeable(Readable):
         return outcome
 
     def _apply(self, wanted: Transaction) -> tuple[Outcome, list[int] | None]:
-        lane = self._own.lane or self._own.or_none()
+        lane = self.own_lane.lane or self.own_lane.or_none()
         if wanted.evictions is not None or wanted.expected:
             self._check_expectations(wanted, lane)
         stage = self._memory.stage()
@@ -152,7 +152,7 @@ class Changeable(Readable):
         if outcome.write_sequence or outcome.charge_sequence or QUEUE_SIGNAL in stage or IDLE_SIGNAL in stage:
             wake = self._wakeups(stage, outcome)
         self._critical.publish(stage)
-        self._words[self._own.commits_word] += 1
+        self._words[self.own_lane.commits_word] += 1
         return outcome, wake
 
     def _check_expectations(self, wanted: Transaction, lane: int) -> None:
@@ -192,8 +192,8 @@ class Changeable(Readable):
         try:
             room.make(lacking, deadline)
         finally:
-            self._own.count(Counter.CLEANED_SLABS, room.cleaned - cleaned)
-            self._own.count(Counter.EVICTED, room.evicted - evicted)
+            self.own_lane.count(Counter.CLEANED_SLABS, room.cleaned - cleaned)
+            self.own_lane.count(Counter.EVICTED, room.evicted - evicted)
 
     def drop_family(self, key: bytes) -> bool:
         """Forget a key with all its members and theirs, if all are clean; return whether it went."""

@@ -39,10 +39,22 @@ class DecodedLayer:
     `hits` counts gets that were served decoded, `reads` records read from the arena and decoded, `misses` keys that the
     arena did not have; of this process. Threads that count at the same instant may lose a count."""
 
-    __slots__ = ("__weakref__", "_arena", "_decoded", "_limit", "_reported", "_words", "hits", "misses", "reads")
+    __slots__ = (
+        "__weakref__",
+        "_arena",
+        "_decoded",
+        "_limit",
+        "_own",
+        "_reported",
+        "_words",
+        "hits",
+        "misses",
+        "reads",
+    )
 
     def __init__(self, arena: Arena, limit: int) -> None:
         self._arena = arena
+        self._own = arena.own_lane
         self._words = arena.version_words()
         self._decoded: dict[Any, tuple[int, int, Any]] = {}
         self._limit = limit
@@ -53,13 +65,8 @@ class DecodedLayer:
 
     def _keep(self, key: Any, entry: int, version: int, value: Any) -> None:
         """Keep a value decoded, as this version of this entry; when there are too many, the oldest eighth goes."""
-        arena = self._arena
-        if arena.must_forget():
-            for layer in list(_layers.values()):
-                if layer._arena is arena:
-                    layer._decoded.clear()
-            arena.forgotten()
-        if not arena.may_keep(entry, version):
+        own = self._own
+        if (entry < own.lowest or own.must_forget()) and not self._may_keep(entry, version):
             return
         decoded = self._decoded
         if len(decoded) >= self._limit:
@@ -68,6 +75,15 @@ class DecodedLayer:
             for oldest in list(decoded)[: max(1, self._limit // 8)]:
                 decoded.pop(oldest, None)  # another thread may have been here too
         decoded[key] = (entry, version, value)
+
+    def _may_keep(self, entry: int, version: int) -> bool:
+        own = self._own
+        if own.must_forget():
+            for layer in list(_layers.values()):
+                if layer._own is own:
+                    layer._decoded.clear()
+            own.forgotten()
+        return own.may_keep(entry, version)
 
     def _count_read(self, found: bool) -> None:
         """Count a read of the arena that was, or was not, answered; report every so often."""
