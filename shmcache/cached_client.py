@@ -433,7 +433,7 @@ class CachedClient(ExecutionDataClient):
         """See ExecutionDataClient."""
         follow = 0 if work.kind is WorkKind.FINISH else WorkKind.FINISH
         self._arena.count(Counter.NODE_RUNS, work.kind is WorkKind.RUN)
-        self._cache.report()
+        self._cache.report_often()
         release = Release(id_bytes(work.id), id_bytes(graph_exec_id), follow)
         self.atomically(lambda: self._records.writing().others.append(release))
 

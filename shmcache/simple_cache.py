@@ -33,19 +33,19 @@ class SimpleExecutorCache(DecodedLayer):
         Raises InvalidValue for what is no UUID."""
         answer: tuple[int, Record]
         try:
-            entry, version, answer = self._decoded[identifier]
+            kept = entry, version, answer, hits = self._decoded[identifier]
             if self._words[entry] == version:
-                self.hits += 1.0
+                kept[3] = hits + 1.0
                 return answer
         except KeyError:
             pass
         return self._get_encoded(identifier)
 
     def _get_encoded(self, identifier: str) -> tuple[int, Record] | None:
-        found = self._arena.read(id_bytes(identifier))
+        found = self._arena.peek(id_bytes(identifier))
         self._count_read(found is not None)
         if found is None:
-            self._decoded.pop(identifier, None)
+            self._drop(identifier)
             return None
         try:
             record = decode(found.record)
@@ -63,5 +63,5 @@ class SimpleExecutorCache(DecodedLayer):
 
     def clear(self, report: Callable[[str], None] = logger.info) -> None:
         """Forget what this process has decoded; the arena keeps everything."""
-        self._decoded.clear()
+        self._forget()
         report("Cache cleared")

@@ -75,6 +75,7 @@ POSITION_END = 82  # and where that slab ends; both 0: none is taken
 ENTRY_SLABS = 83  # how many slabs, from the last, have become entries
 ENTRIES_LEAVE = 85  # 1: the last slab of entries is being given back; if that died, the free list is to be made anew
 FORGET = 86  # raised when slabs of entries cannot be given back for what processes have decoded
+HAND = 87  # eviction's clock: the stamp of the slab that it looked at last
 DOUBT = 84  # 1: the holder of the commit lock is changing plain keys, and holds their stripes while it lives
 
 WRITE_RING_STATE = 96

@@ -120,9 +120,9 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
     def get(self, key: Key, default: Any = None) -> Any:
         """Return a key's value, or `default`. Raises TypeError for what cannot be a key."""
         try:
-            entry, version, value = self._decoded[key]
+            kept = entry, version, value, hits = self._decoded[key]
             if self._words[entry] == version:
-                self.hits += 1.0
+                kept[3] = hits + 1.0
                 return value
         except KeyError:
             pass
@@ -131,9 +131,9 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
 
     def __getitem__(self, key: Key) -> Any:
         try:
-            entry, version, value = self._decoded[key]
+            kept = entry, version, value, hits = self._decoded[key]
             if self._words[entry] == version:
-                self.hits += 1.0
+                kept[3] = hits + 1.0
                 return value
         except KeyError:
             pass
@@ -316,14 +316,14 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
         """Return the version of what is at a key's place, 0 for nothing, and the value if it is this key's."""
         kept = self._decoded.get(key)
         if kept is not None and self._words[kept[0]] == kept[1]:
-            self.hits += 1.0
+            kept[3] += 1.0
             return kept[1], Versioned(kept[1], kept[2])
         name, head = self._keys.place(key)
-        found = self._arena_now().read(name)
+        found = self._arena_now().peek(name)
         own = found is not None and found.record.startswith(head)
         self._count_read(own)
         if found is None or not own:
-            self._decoded.pop(key, None)
+            self._drop(key)
             return found.version if found else 0, None
         value = self._decode(key, found.record[len(head) :])
         self._keep(key, found.entry, found.version, value)

@@ -27,8 +27,10 @@ from shmcache.arena.layout import (
     POSITION_END,
     QUEUE,
     READ_LATELY,
+    READ_LATELY_BYTE,
     VERSION,
     VERSION_STEP,
+    WORD,
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.ring_ends import Ring
@@ -126,6 +128,12 @@ class Mover:
                         stage[entry + CHAIN] = self.words[entry + CHAIN] % READ_LATELY
                 self.publish(stage)
         return True
+
+    def clear_marks(self, entries: Numbers) -> None:
+        """Mark entries, by their numbers, as not read lately: as bytes, without a lock, as readers mark them."""
+        buffer = self.memory.buffer
+        for number in entries.tolist():
+            buffer[self.table.entry_at(number) * WORD + READ_LATELY_BYTE] = 0
 
     def is_gone(self, census: Census, records: Numbers) -> Flags:
         """Return which records are no longer where the census found them."""

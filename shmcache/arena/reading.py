@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from shmcache.arena.critical import Critical
@@ -76,6 +77,13 @@ class Readable:
         self._longest = self._slabs.longest_in_slot
 
     def read(self, key: bytes) -> Found | None:
+        """Return a key's record, or None if the arena does not have it, and mark it as read lately."""
+        found = self.peek(key)
+        if found is not None:
+            self._buffer[found.entry * WORD + READ_LATELY_BYTE] = 1
+        return found
+
+    def peek(self, key: bytes) -> Found | None:
         """Return a key's record, or None if the arena does not have it. Takes no lock on a hit."""
         words = self._words
         high, low = unpack_key(key)
@@ -93,7 +101,6 @@ class Readable:
                 offset += SLOT_BYTES
                 record = self._mapped[offset : offset + length]
                 if found == version and crc32(record, (version ^ high ^ low) & 0xFFFFFFFF) == crc:
-                    self._buffer[entry * WORD + READ_LATELY_BYTE] = 1
                     return new_found(Found, (entry, version, record))
         except (IndexError, ValueError, struct_error):
             pass  # led astray by a change under way, or by damage
@@ -201,6 +208,11 @@ class Readable:
         with self._critical:
             entry = self._table.find_certainly(key)
             return bool(entry and self._words[entry + CHAIN] & FLAG_INDEXED)
+
+    def mark_read(self, entries: Iterable[int]) -> None:
+        """Mark entries as read lately, for who reads them without the arena; eviction spares them once."""
+        for entry in entries:
+            self._buffer[entry * WORD + READ_LATELY_BYTE] = 1
 
     def evictions(self) -> int:
         """Return the number that changes whenever a key is forgotten: the lease of a fill."""

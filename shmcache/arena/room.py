@@ -4,9 +4,9 @@
     2 clean     slabs with the most holes are emptied by moving what lives in them, while that gains enough
     3 shrink    slabs of entries that are not needed any more hold records again
     4 drop      finished families go whole
-    5 evict     the slabs filled longest ago are emptied: clean records that nobody has read since the last time are
-                forgotten, the others move to the young end and lose their mark (CLOCK, or second chance: Corbato 1968;
-                the slabs, in the order in which they were filled, are the clock's face)
+    5 evict     CLOCK, or second chance (Corbato 1968): the hand goes over the slabs in the order in which they were
+                filled. Where enough records are clean and were not read since it last came by, they are forgotten and
+                the others moved to the young end; where not, all lose their marks
     6 wait      for the syncer, if everything is dirty
 
 One process does this at a time, under a lock of its own; it takes the commit lock for a few records at a time, and
@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -34,6 +35,7 @@ from shmcache.arena.layout import (
     DIRTY,
     FLAG_PINNED,
     FREE_SLABS,
+    HAND,
     QUEUE,
     READ_LATELY,
 )
@@ -195,7 +197,7 @@ class Room:
             self.cleaned += 1
 
     def _turn_clock(self, census: Census, wanted: int) -> None:
-        """Empty the slabs filled longest ago of records that may go, until as many as wanted are free."""
+        """Empty slabs of records that may go, from the clock's hand on, until as many as wanted are free."""
         slabs = self._slabs
         words = self._words
         rows = self._table.rows()
@@ -214,26 +216,29 @@ class Room:
             gains[place] += len(own) * slabs.size
         gain = slabs.size - census.live + np.bincount(census.slabs, may_go * gains, slabs.count).astype(np.int64)
         candidates = (census.filled & (gain >= slabs.size // 8)).nonzero()[0]
-        oldest = candidates[slabs.stamps()[candidates].argsort(kind="stable")].tolist()
-        spared = 0
-        for begin in range(0, len(oldest), _SLABS_AT_ONCE):
-            if words[FREE_SLABS] >= wanted:
-                return
-            for slab, inside in census.by_slab(oldest[begin : begin + _SLABS_AT_ONCE]):
+        stamps = slabs.stamps()[candidates]
+        candidates = candidates[stamps.argsort(kind="stable")]
+        begin = int(np.searchsorted(np.sort(stamps), words[HAND], "right"))
+        around = [*candidates[begin:].tolist(), *candidates[:begin].tolist()]
+        emptied: set[int] = set()
+        for lap, begin in product(range(2), range(0, len(around), _SLABS_AT_ONCE)):
+            for slab, inside in census.by_slab(around[begin : begin + _SLABS_AT_ONCE]):
                 if words[FREE_SLABS] >= wanted:
                     return
+                if slab in emptied:
+                    continue
+                words[HAND] = slabs.stamp(slab)
                 going = inside[unread[inside]]
-                if int(gains[going].sum()) + slabs.size - census.live[slab] < slabs.size // 4:
-                    # Nearly all were read lately. Where all the arena is, some go nevertheless, before all is moved.
-                    spared += 1
-                    if spared > slabs.count // 8:
-                        going = inside[may_go[inside]]
-                        going = going[: max(1, len(going) // 2)]
+                unread[inside] = may_go[inside]
+                if int(gains[going].sum()) + slabs.size - census.live[slab] < slabs.size // 4 and not lap:
+                    self._mover.clear_marks(census.entries[inside])  # a second chance for nearly all of it
+                    continue
                 self._mover.forget(census, going)
                 gone = going[self._mover.is_gone(census, going)]
-                self._mover.give_back([each for place in gone.tolist() for each in pieces.get(place, ())])
+                self._mover.give_back([each for place in gone.tolist() for each in pieces.pop(place, ())])
                 if self._mover.move(census, np.setdiff1d(inside, gone, assume_unique=True)):
                     self._mover.give_back([slab])
+                    emptied.add(slab)
 
 
 _ALONE = Room._alone.__code__

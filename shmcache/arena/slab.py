@@ -281,6 +281,11 @@ class Slabs:
         in_use: bool = self._words[self._table + slab * SLAB_WORDS + SLAB_STATE] == SLAB_IN_USE
         return in_use
 
+    def stamp(self, slab: int) -> int:
+        """Return when a slab was taken."""
+        stamp: int = self._words[self._table + slab * SLAB_WORDS + SLAB_STAMP]
+        return stamp
+
     def stamps(self) -> Numbers:
         """Return when each slab was taken."""
         return self._rows()[:, SLAB_STAMP].astype(np.int64)

@@ -262,6 +262,17 @@ def test_a_cache_lets_old_keys_go_and_everybody_sees_them_gone(cache: SharedMapp
     other.close()
 
 
+def test_what_is_served_decoded_is_spared_by_eviction_as_well(cache: SharedMapping) -> None:
+    cache["hot"] = "served decoded"
+    for number in range(20_000):
+        cache[number] = bytes(1000)
+        assert cache.get(number) is not None
+        assert cache["hot"] == "served decoded"
+    statistics = cache.statistics()
+    assert statistics.evicted > 5000
+    assert statistics.hits >= 19_000
+
+
 def test_no_content_of_a_record_is_taken_for_the_version_of_an_entry_that_lay_there(name: str) -> None:
     with SharedMapping.create(name, "8 MiB", decoded_limit=100_000) as cache:
         for number in range(30_000):
