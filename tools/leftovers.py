@@ -74,6 +74,7 @@ def open_arena(
     if _living(arena):
         raise ArenaExists(name)
     returned = arena.release_dead()
+    arena.sweep()
     logger.warning("arena %s was left over: attached to it, %d work entries go back to the queue", name, returned)
     return arena
 

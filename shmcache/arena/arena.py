@@ -123,13 +123,10 @@ class Arena(Changeable):
 
     @classmethod
     def attach(cls, name: str, **waits: float) -> Self:
-        """Attach to an existing arena by its name alone, and sweep it if one of its processes has died.
+        """Attach to an existing arena by its name alone. Who takes it over after a crash sweeps it.
 
         Raises ArenaMissing, ArenaUnusable."""
-        arena = cls(name, Memory(*segment.attach_segment(name)), **waits)
-        if not all(process.alive for process in arena.processes()):
-            arena.sweep()
-        return arena
+        return cls(name, Memory(*segment.attach_segment(name)), **waits)
 
     def close(self) -> None:
         """Give back this process's claims and its lane, and unmap the segment."""

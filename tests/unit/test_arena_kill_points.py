@@ -131,7 +131,7 @@ def test_an_operation_killed_at_any_step_is_whole_or_never_was(prepared: tuple[A
             case.operate(arena)
 
         survived = run_in_child(child) == 0
-        assert arena.check() == []  # the first operation recovers
+        assert arena.check() == [], f"step {step}"  # the first operation recovers
         found = state(arena)
         if survived:
             assert found == after
