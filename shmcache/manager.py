@@ -132,10 +132,12 @@ class Manager:
     def _finish(self, work: Work) -> None:
         client = self._client
         executions = self._persist(client.get_node_executions, work.id)
-        for execution in executions:
+        for place, execution in enumerate(executions):
             if execution.status not in FINAL_STATUSES:
                 # An input never came: this execution cannot run any more.
-                self._persist(client.update_node_execution_status, execution.id, ExecutionStatus.TERMINATED)
+                executions[place] = self._persist(
+                    client.update_node_execution_status, execution.id, ExecutionStatus.TERMINATED
+                )
         counts = {status: sum(each.status is status for each in executions) for status in FINAL_STATUSES}
         failed = counts[ExecutionStatus.FAILED]
         stats = {
