@@ -63,8 +63,10 @@ def start(database_url: str, charger_pid: int) -> None:
 
 def use(database_url: str) -> None:
     """Say where this process settles."""
-    global _database_url  # noqa: PLW0603 - one a process: what the pool's initializer is for
-    _database_url = database_url
+    global _connection, _database_url
+    if _connection is not None:
+        _connection.close()
+    _connection, _database_url = None, database_url
 
 
 def settle_partition(partition: Partition) -> Settled:
