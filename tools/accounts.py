@@ -69,7 +69,7 @@ def show(settings: Settings, user_id: str | None, limit: int, as_json: bool) -> 
 def add(settings: Settings, user_id: str, amount: int, key: str | None, as_json: bool) -> None:
     """Add credits to an account, once for each key, and print what it has then. Raises NotFound, InvalidValue."""
     user_id = id_text(id_bytes(user_id))
-    key = key or new_id()
+    key = new_id() if key is None else key
     with database(settings) as connection:
         _, is_new = top_up(connection, user_id, amount, key)
         account = load_account(connection, user_id)

@@ -152,6 +152,17 @@ class Changes:
     ) -> None:
         find = self.table.find_staged
         match operation:
+            case transaction.Add(key, amount, minimum):
+                entry = self._required(stage, key)
+                value = signed(stage[entry + COUNTER]) + amount
+                if minimum is not None and value < minimum:
+                    raise CounterTooLow(key, value - amount)
+                counters[key] = self._set_counter(stage, entry, value)
+            case transaction.SetOnce(key, value):
+                entry = find(stage, key) or self.table.insert(stage, key)
+                if stage[entry + COUNTER] or stage[entry + LOCATION]:
+                    raise AlreadySet
+                self._set_counter(stage, entry, value)
             case transaction.Touch(key, set_flags, clear_flags):
                 entry = find(stage, key) or self.table.insert(stage, key)
                 stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
@@ -166,12 +177,6 @@ class Changes:
                 counter = find(stage, counter_key)
                 if entry and counter:
                     work.release(self.table, stage, entry, counter, follow_kind, lane)
-            case transaction.Add(key, amount, minimum):
-                entry = self._required(stage, key)
-                value = signed(stage[entry + COUNTER]) + amount
-                if minimum is not None and value < minimum:
-                    raise CounterTooLow(key, value - amount)
-                counters[key] = self._set_counter(stage, entry, value)
             case transaction.SetCounter(key, value):
                 counters[key] = self._set_counter(stage, self._required(stage, key), value)
             case transaction.Number(key, counter_key):
@@ -181,11 +186,6 @@ class Changes:
                     number = self._set_counter(stage, counter, signed(stage[counter + COUNTER]) + 1)
                     self._set_counter(stage, entry, number)
                 counters[key] = signed(stage[entry + COUNTER])
-            case transaction.SetOnce(key, value):
-                entry = find(stage, key) or self.table.insert(stage, key)
-                if stage[entry + COUNTER] or stage[entry + LOCATION]:
-                    raise AlreadySet
-                self._set_counter(stage, entry, value)
             case transaction.Clear(key, expected):
                 entry = find(stage, key)
                 if (signed(stage[entry + COUNTER]) if entry else 0) != expected:
