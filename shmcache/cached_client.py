@@ -370,10 +370,11 @@ class CachedClient(ExecutionDataClient):
             if charge.amount or charge.execution_count or kind != ChargeKind.CHARGE:
                 operations.append(Append("charge", kind, pack(charge)))
         account = id_bytes(user_id)
+        if mark is not None:
+            # First: who asks again is not refused because there is too little left by now.
+            operations.append(SetOnce(mark, marked(first.amount, first_kind == ChargeKind.HOLD)))
         if total:
             operations.append(Add(account, -total, 0))
-        if mark is not None:
-            operations.append(SetOnce(mark, marked(first.amount, first_kind == ChargeKind.HOLD)))
         if self._records.pending is not None:
             return self._spend_within(operations, node_exec, mark, user_id, total)
         while True:

@@ -56,7 +56,7 @@ def start_charger(arena: Arena, database_url: str, settings: Settings) -> Iterat
     started: list[psutil.Process] = []
 
     def start(hang_seconds: float = 60.0) -> psutil.Process:
-        process = _FORK.Process(target=_charge, args=(arena, database_url, settings, hang_seconds))
+        process = _FORK.Process(target=run_charger, args=(arena, database_url, settings, hang_seconds))
         process.start()
         started.append(psutil.Process(process.pid))
         return started[-1]
@@ -68,7 +68,7 @@ def start_charger(arena: Arena, database_url: str, settings: Settings) -> Iterat
     psutil.wait_procs(started, timeout=10)
 
 
-def _charge(arena: Arena, database_url: str, settings: Settings, hang_seconds: float) -> None:
+def run_charger(arena: Arena, database_url: str, settings: Settings, hang_seconds: float) -> None:
     stop = False
 
     def ask(*_: object) -> None:

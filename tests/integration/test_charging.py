@@ -276,8 +276,10 @@ def test_a_spend_with_one_key_is_held_once_before_and_after_it_is_settled(
     for _ in range(2):
         assert either.spend_credits(user, 40, None, "tea") == OPENING - 40
     assert either.spend_credits(user, 0, None, "nothing") == OPENING - 40
+    assert either.spend_credits(user, 40, None, "tea") == either.spend_credits(user, OPENING - 40, None, "all") + 960
+    assert either.spend_credits(user, 40, None, "tea") == 0, "who asks again is not refused for want of funds"
     settle()
-    assert standing(database_url, user) == (OPENING - 40, 0, 0)
+    assert standing(database_url, user) == (0, 0, 0)
     assert differences(arena, database_url) == []
 
 
