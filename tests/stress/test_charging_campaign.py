@@ -66,7 +66,9 @@ class Family:
     def start(self, name: str) -> None:
         """Start a process, or start it again."""
         process = self._processes[name] = _FORK.Process(target=self._bodies[name])
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until its own handler is there
         process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def kill(self, name: str) -> None:
         """Kill a process, or a child of it ("pool"), and start it again."""
@@ -109,6 +111,7 @@ def _until_asked(run: Callable[[Callable[[], bool]], None]) -> Callable[[], None
             stop = True
 
         signal.signal(signal.SIGTERM, ask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:
             run(lambda: stop)
         except BaseException:
