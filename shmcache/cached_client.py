@@ -373,8 +373,8 @@ class CachedClient(ExecutionDataClient):
         if mark is not None:
             # First: who asks again is not refused because there is too little left by now.
             operations.append(SetOnce(mark, marked(first.amount, first_kind == ChargeKind.HOLD)))
-        if total:
-            operations.append(Add(account, -total, 0))
+        # Also of nothing: the answer has what is left then. What costs nothing is given to who has less than nothing too.
+        operations.append(Add(account, -total, 0 if total else None))
         if self._records.pending is not None:
             return self._spend_within(operations, node_exec, mark, user_id, total)
         while True:
@@ -396,7 +396,7 @@ class CachedClient(ExecutionDataClient):
             except CounterTooLow as error:
                 raise self._refused(user_id, first.graph_exec_id, error.value, total) from None
             self._charge_sequence = max(self._charge_sequence, outcome.charge_sequence)
-            return outcome.counters[account] if total else self.get_credits(user_id)
+            return outcome.counters[account]
 
     def _spend_within(
         self,
