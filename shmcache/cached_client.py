@@ -373,7 +373,7 @@ class CachedClient(ExecutionDataClient):
         if mark is not None:
             # First: who asks again is not refused because there is too little left by now.
             operations.append(SetOnce(mark, marked(first.amount, first_kind == ChargeKind.HOLD)))
-        # Also of nothing: the answer has what is left then. What costs nothing is given to who has less than nothing too.
+        # Also of nothing: the answer has what is left then. What costs nothing is not refused to who owes.
         operations.append(Add(account, -total, 0 if total else None))
         if self._records.pending is not None:
             return self._spend_within(operations, node_exec, mark, user_id, total)

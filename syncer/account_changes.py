@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CHANNEL = "shmcache_accounts"
 
+_STOPPING_SECONDS = 2.0
+
 
 class AccountChanges:
     """Listens until `stop`. `wake` is called, in the listening thread, when there is something to take."""
@@ -48,10 +50,11 @@ class AccountChanges:
         return users, everything
 
     def stop(self) -> None:
-        """End the thread and its connection."""
+        """End the thread and its connection; one that waits for a database that does not answer is left behind."""
         os.close(self._stop_writes)
-        self._thread.join()
-        os.close(self._stop_reads)
+        self._thread.join(_STOPPING_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._stop_reads)
 
     def _run(self) -> None:
         while True:

@@ -40,13 +40,13 @@ import psycopg
 
 from shmcache.account_keys import ACCOUNTS, base_key, spend_mark
 from shmcache.arena import Arena, Conflict, Counter, Entry, Transaction
-from shmcache.arena.transaction import Advance, Exchange, Rebase
+from shmcache.arena.transaction import Advance, Clear, Exchange, Rebase
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
 from shmcache.database.accounts import add_refusal, spendable
 from shmcache.database.bookkeeping import Checkpoint, move_checkpoint
 from shmcache.database.settlement import OpenHold, Shortfall, load_open_holds
-from shmcache.errors import Fenced, InvalidValue, NotFound
+from shmcache.errors import ArenaFull, Fenced, InvalidValue, NotFound, Unavailable
 from shmcache.identifiers import id_bytes, id_text
 from syncer import settlement_worker
 from syncer.account_changes import AccountChanges
@@ -78,7 +78,7 @@ class ChargePool(RingConsumer):
     A batch that is not settled after `hang_seconds` is tried again by a new pool."""
 
     role = "charger"
-    passing = (*RingConsumer.passing, BrokenProcessPool, TimeoutError)
+    passing = (*RingConsumer.passing, Unavailable, BrokenProcessPool, TimeoutError)
 
     def __init__(
         self, arena: Arena, database_url: str, settings: Settings, *, hang_seconds: float = _HANG_SECONDS
@@ -214,7 +214,11 @@ class ChargePool(RingConsumer):
                 Exchange(spend_mark(user_id, key), _SETTLED_MARK)
                 for user_id, key in marks[begin : begin + _MARKS_AT_ONCE]
             )
-            self._arena.commit(wanted)
+            try:
+                self._arena.commit(wanted)
+            except ArenaFull:  # then they are forgotten at once
+                wanted.operations = [Clear(each.key, None) for each in wanted.operations if isinstance(each, Exchange)]
+                self._arena.commit(wanted)
 
     def _rebase(self, amounts: dict[str, int], released: dict[str, int], before: int, last: int) -> None:
         """Move the head from `before` to `last`, and the accounts' credits to what the database says, in one commit."""

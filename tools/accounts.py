@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -19,13 +20,13 @@ from shmcache.arena import Arena, list_arenas
 from shmcache.codec import unpack
 from shmcache.config import Settings
 from shmcache.database.accounts import top_up
-from shmcache.database.audit import Totals, find_differences, list_accounts, load_ledger
+from shmcache.database.audit import Totals, find_differences, list_accounts, list_holds, load_ledger
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import identity, migrate
 from shmcache.database.queries import load_account
-from shmcache.database.settlement import load_open_holds
-from shmcache.errors import ArenaMissing, ArenaUnusable, NotFound
+from shmcache.database.settlement import load_open_holds, settle
+from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, NotFound
 from shmcache.identifiers import id_bytes, id_text, new_id
 from shmcache.records import Account
 from shmcache.writes import CHARGE_TYPES, Charge, ChargeKind
@@ -85,11 +86,36 @@ def ledger(settings: Settings, user_id: str, limit: int, as_json: bool) -> None:
         if load_account(connection, user_id) is None:
             raise NotFound("account", user_id)
         found = load_ledger(connection, user_id, limit)
-    rows = [
-        {**each._asdict(), "time": datetime.fromtimestamp(each.time, UTC).isoformat(timespec="milliseconds")}
-        for each in found
-    ]
+    rows = [{**each._asdict(), "time": _time(each.time)} for each in found]
     _print(f"ledger of {user_id}", rows, as_json, rows)
+
+
+def holds(settings: Settings, limit: int, as_json: bool) -> None:
+    """Print the open estimates, oldest first."""
+    with database(settings) as connection:
+        found = list_holds(connection, limit)
+    rows = [{**each._asdict(), "time": _time(each.time)} for each in found]
+    _print("open estimates", rows, as_json, rows)
+
+
+def void(settings: Settings, arena_id: str, as_json: bool) -> None:
+    """Void the estimates of an arena that is gone, with a machine say, and print how many.
+
+    Raises ArenaExists where this host has it, InvalidValue."""
+    arena_id = id_text(id_bytes(arena_id))
+    for name in list_arenas():
+        with contextlib.suppress(ArenaMissing, ArenaUnusable), Arena.attach(name) as arena:
+            if arena.arena_id == arena_id:
+                raise ArenaExists(name)
+    with database(settings) as connection, connection.transaction():
+        left = load_open_holds(connection, arena_id)
+        voids = [
+            (ChargeKind.VOID, Charge(key, user, 0, "block", node_exec, graph_exec, 0.0, "{}"))
+            for key, user, _, node_exec, graph_exec, _ in left
+        ]
+        settle(connection, voids, arena_id=arena_id, low_balance=settings.low_balance)
+    row = {"voided": len(left), "credits": sum(each.amount for each in left)}
+    _print("voided", [row], as_json, row)
 
 
 def audit(settings: Settings, as_json: bool) -> bool:
@@ -172,6 +198,10 @@ def _unsettled(arena: Arena, connection: psycopg.Connection[Any], committed: int
     for user_id, amount in estimates.values():
         sums[user_id] = sums.get(user_id, 0) + amount
     return sums
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _account(account: Account) -> dict[str, Any]:

@@ -54,6 +54,26 @@ def accounts_ledger(user: str, limit: int, as_json: bool) -> None:
     ledger(_settings(), user, limit, as_json)
 
 
+@accounts.command("holds")
+@_limit
+@_json
+def accounts_holds(limit: int, as_json: bool) -> None:
+    """Print what is held for runs whose price comes at their end, oldest first."""
+    from tools.accounts import holds
+
+    holds(_settings(), limit, as_json)
+
+
+@accounts.command("void-holds")
+@click.argument("arena_id")
+@_json
+def accounts_void_holds(arena_id: str, as_json: bool) -> None:
+    """Void what is held by an arena that is gone for good: its machine was lost, or has lost its memory."""
+    from tools.accounts import void
+
+    void(_settings(), arena_id, as_json)
+
+
 @accounts.command("audit")
 @_json
 def accounts_audit(as_json: bool) -> int:

@@ -188,7 +188,7 @@ class Changes:
                 counters[key] = signed(stage[entry + COUNTER])
             case transaction.Clear(key, expected):
                 entry = find(stage, key)
-                if (signed(stage[entry + COUNTER]) if entry else 0) != expected:
+                if expected is not None and (signed(stage[entry + COUNTER]) if entry else 0) != expected:
                     raise Conflict
                 if entry:
                     stage[entry + COUNTER] = 0

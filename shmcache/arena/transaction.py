@@ -106,10 +106,10 @@ class SetOnce(NamedTuple):
 
 class Clear(NamedTuple):
     """Set the counter of a key to 0 and forget the key like Delete. Conflict if the counter is not `expected`, which is
-    0 where there is none."""
+    0 where there is none; None expects nothing."""
 
     key: bytes
-    expected: int
+    expected: int | None
 
 
 class Exchange(NamedTuple):

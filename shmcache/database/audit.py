@@ -64,6 +64,23 @@ def load_ledger(connection: psycopg.Connection[Any], user_id: str, limit: int) -
     ]
 
 
+class HoldRow(NamedTuple):
+    """An estimate that is held until its node execution ends. `arena_id` is None for one of a direct client."""
+
+    transaction_key: str
+    user_id: str
+    amount: int
+    node_exec_id: str
+    graph_exec_id: str
+    arena_id: str | None
+    time: float
+
+
+def list_holds(connection: psycopg.Connection[Any], limit: int) -> list[HoldRow]:
+    """Return open estimates, oldest first, at most `limit`."""
+    return [HoldRow(*row) for row in connection.execute(statement("list_holds"), {"limit": limit})]
+
+
 def list_accounts(connection: psycopg.Connection[Any], limit: int) -> list[Account]:
     """Return accounts, those that owe most and have least first, at most `limit`."""
     return [Account(*row) for row in connection.execute(statement("list_accounts"), {"limit": limit})]

@@ -153,7 +153,11 @@ def _move_accounts(connection: psycopg.Connection[Any], accounts: dict[str, _Acc
     moved = connection.execute(statement("move_accounts"), columns, prepare=True).rowcount
     if moved != len(moves):
         raise psycopg.errors.SerializationFailure("a balance changed under its lock")
-    crossed = [user for user, low in lows.items() if low and not accounts[user].noticed]
+    crossed = [
+        user
+        for user, each in accounts.items()
+        if lows[user] and (not each.noticed or each.opening >= low_balance)  # topped up since it was noticed
+    ]
     if crossed:
         balances = [accounts[user].balance for user in crossed]
         connection.execute(statement("add_low_notices"), [low_balance, plain_array(crossed), plain_array(balances)])

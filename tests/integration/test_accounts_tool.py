@@ -136,3 +136,21 @@ def test_the_audit_is_content_with_what_adds_up_and_names_what_does_not(
     wanted.operations += [Add(base_key(user), 1), Append("charge", ChargeKind.CHARGE, msgpack.packb(charge))]
     arena.commit(wanted)
     differs(f"charges of 9 for user {stranger}")
+
+
+def test_what_a_lost_machine_held_is_listed_and_voided(
+    user: str, client: CachedClient, arena: Arena, accounts: Callable[..., Any], database_url: str, tmp_path: Path
+) -> None:
+    settings = load_settings(state_dir=tmp_path)
+    run = client.create_graph_execution(priced_graph()[0].id, user).id
+    begin(client, queued(client, run, PER_SECOND, seconds=4))
+    settle_now(arena, database_url, settings)
+    listed, _ = accounts("holds")
+    assert [(row["user_id"], row["amount"], row["arena_id"]) for row in listed] == [(user, 40, arena.arena_id)]
+    said, status = accounts("void-holds", arena.arena_id)
+    assert status == 2, said
+    arena.unlink()
+    assert accounts("void-holds", arena.arena_id) == ({"voided": 1, "credits": 40}, 0)
+    shown, _ = accounts("show", user)
+    assert (shown["held"], shown["available"]) == (0, OPENING)
+    assert accounts("audit")[1] == 0
