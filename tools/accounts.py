@@ -215,7 +215,7 @@ def _print(title: str, rows: Sequence[dict[str, Any]], as_json: bool, value: Any
         return
     table = Table(title=title)
     for name in rows[0] if rows else ("nothing",):
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name == "user_id")
     for row in rows:
         table.add_row(*(f"{each:,}" if isinstance(each, int) else str(each or "") for each in row.values()))
     Console().print(table)
