@@ -1,23 +1,28 @@
 """ChargeManager: what a node execution costs, and charging it, once.
 
 The cost is the block's price (`shmcache.blocks.charge_for`), plus a fee on every so many executions of a user. They
-are two charges with two idempotency keys. How credits are taken is the client's: the cached client holds them in the
-arena in the commit that puts the charges on the charge ring, the direct client moves the balance in PostgreSQL.
+are two charges with two idempotency keys. A price per run is final at once. A price per second or byte is an estimate:
+it is held, and when the execution ends it is settled to what it came to, or voided if it never ran. How credits are
+taken is the client's: the cached client holds them in the arena in the commit that puts the charges on the charge ring,
+the direct client moves the balance in PostgreSQL.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shmcache.blocks import charge_for, get_block
+from shmcache.blocks.price import final_charge
 from shmcache.config import Settings
-from shmcache.errors import InvalidValue
+from shmcache.database.accounts import check_amount, check_key
+from shmcache.errors import BlockError, InvalidValue, NotFound, UnknownBlock
 from shmcache.identifiers import new_id
 from shmcache.records import NodeDefinition, NodeExecution
-from shmcache.writes import Charge
+from shmcache.writes import Charge, ChargeKind
 
 logger = logging.getLogger(__name__)
 
@@ -25,17 +30,21 @@ BLOCK = "block"
 FEE = "fee"
 SPEND = "spend"
 
+Priced = tuple[ChargeKind, Charge]
+"""A charge and what it is: final (CHARGE) or an estimate (HOLD)."""
+
 
 class ChargeManager:
     """Charges node executions through two functions of a client.
 
     `spend(charges, node_exec)` takes all the charges or raises InsufficientBalanceError, and returns the balance left;
-    it does nothing for an execution that was charged before. `wait_settled()` returns when all is in the ledger."""
+    it does nothing for an execution that was charged before, or without one, for a key that was used before.
+    `wait_settled()` returns when all is in the ledger."""
 
     def __init__(
         self,
         *,
-        spend: Callable[[Sequence[Charge], NodeExecution | None], int],
+        spend: Callable[[Sequence[Priced], NodeExecution | None], int],
         wait_settled: Callable[[], None],
         get_node: Callable[[str], NodeDefinition],
         settings: Settings,
@@ -51,44 +60,66 @@ class ChargeManager:
         `execution_count` is what `increment_execution_count` gave: it decides about the fee. `async_mode=False` returns
         only when the charge is in the ledger. Raises InsufficientBalanceError, and then nothing is charged."""
         charges = self.charges_for(node_exec, execution_count)
-        balance = self._take(charges, node_exec)
+        balance = self._spend(charges, node_exec)
         if not async_mode:
             self._wait_settled()
-        return sum(charge.amount for charge in charges), balance
+        return sum(charge.amount for _, charge in charges), balance
 
     def spend(self, user_id: str, amount: int, metadata_json: str, transaction_key: str | None) -> int:
         """Charge a user for anything else; return the balance left. Without a key, a new one is made.
 
-        Raises InsufficientBalanceError, InvalidValue for an amount that is negative or too large."""
-        key = transaction_key or new_id()
-        return self._take([Charge(key, user_id, amount, SPEND, None, None, time.time(), metadata_json)], None)
+        Raises InsufficientBalanceError, InvalidValue for an amount that is negative, too large or no whole number, for
+        a key that the ledger cannot hold, and for metadata with a NUL."""
+        check_amount(amount, "a charge")
+        if "\\u0000" in metadata_json:
+            raise InvalidValue("the metadata of a charge hold the character NUL, which PostgreSQL cannot store")
+        owner = 0 if transaction_key is None else os.getpid()
+        key = new_id() if transaction_key is None else check_key(transaction_key)
+        charge = Charge(key, user_id, amount, SPEND, None, None, time.time(), metadata_json, 0, owner)
+        return self._spend([(ChargeKind.CHARGE, charge)], None)
 
-    def _take(self, charges: Sequence[Charge], node_exec: NodeExecution | None) -> int:
-        if any(charge.amount < 0 or charge.amount >= 2**62 for charge in charges):
-            raise InvalidValue("a charge cannot be negative, nor 2**62 or more")
-        return self._spend(charges, node_exec)
-
-    def charges_for(self, node_exec: NodeExecution, execution_count: int) -> list[Charge]:
+    def charges_for(self, node_exec: NodeExecution, execution_count: int) -> list[Priced]:
         """Return the charges for an execution: the block's price, which may be 0, and the fee where it is due."""
         block = get_block(node_exec.block_id)
-        inputs: Mapping[str, Any] = {}
-        if block.cost.per != "run":
-            node = self._get_node(node_exec.node_id)
-            inputs = {**node.input_default, **node_exec.inputs, **node.constants}
-        charges = [self._charge(node_exec, BLOCK, charge_for(block, inputs), execution_count)]
+        if block.cost.per == "run":
+            price = self._charge(node_exec, BLOCK, charge_for(block, {}), execution_count)
+            charges = [(ChargeKind.CHARGE, price)]
+        else:
+            estimate = charge_for(block, self._inputs(node_exec))
+            held = self._charge(node_exec, BLOCK, estimate, execution_count)._replace(owner_pid=os.getpid())
+            charges = [(ChargeKind.HOLD, held)]
         if self._settings.execution_fee and execution_count % self._settings.execution_fee_every == 0:
-            charges.append(self._charge(node_exec, FEE, self._settings.execution_fee, execution_count))
+            fee = self._charge(node_exec, FEE, self._settings.execution_fee, execution_count)
+            charges.append((ChargeKind.CHARGE, fee))
         return charges
+
+    def settlement(self, node_exec: NodeExecution, held: int, *, most: int | None = None) -> Priced:
+        """Return what an estimate comes to, for an execution that has ended: SETTLE, or VOID if it never ran.
+
+        Where that cannot be found out (a block that is not installed here, a node that is gone), it is the estimate.
+        `most` bounds it."""
+        if node_exec.started_at is None:
+            return ChargeKind.VOID, self._charge(node_exec, BLOCK, 0, 0)
+        try:
+            block = get_block(node_exec.block_id)
+            amount = held if block.cost.per == "run" else final_charge(block, self._inputs(node_exec), node_exec)
+        except (UnknownBlock, BlockError, NotFound):
+            amount = held
+        return ChargeKind.SETTLE, self._charge(node_exec, BLOCK, amount if most is None else min(most, amount), 0)
+
+    def _inputs(self, node_exec: NodeExecution) -> Mapping[str, Any]:
+        node = self._get_node(node_exec.node_id)
+        return {**node.input_default, **node_exec.inputs, **node.constants}
 
     def _charge(self, node_exec: NodeExecution, reason: str, amount: int, execution_count: int) -> Charge:
         return Charge(
-            transaction_key=f"{node_exec.id}:{reason}",
-            user_id=node_exec.user_id,
-            amount=amount,
-            reason=reason,
-            node_exec_id=node_exec.id,
-            graph_exec_id=node_exec.graph_exec_id,
-            time=time.time(),
-            metadata_json="{}",
-            execution_count=execution_count,
+            f"{node_exec.id}:{reason}",
+            node_exec.user_id,
+            amount,
+            reason,
+            node_exec.id,
+            node_exec.graph_exec_id,
+            time.time(),
+            "{}",
+            execution_count,
         )

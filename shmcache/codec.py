@@ -87,6 +87,12 @@ def pack(fields: tuple[Any, ...]) -> bytes:
     return packed
 
 
+def unpack(packed: bytes) -> list[Any]:
+    """Return the fields that `pack` was given."""
+    fields: list[Any] = msgpack.unpackb(packed)
+    return fields
+
+
 def decode(data: bytes) -> Record:
     """Return the record of some bytes, frozen. Raises InvalidValue where they are no record."""
     try:

@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     opening_balance: int = Field(
         default=1_000_000, ge=0, le=2**62, description="credits of an account that a run creates"
     )
+    low_balance: int = Field(
+        default=0, ge=0, le=2**62, description="credits below which a balance is told of as low; 0: never"
+    )
+    account_interval: Seconds = Field(
+        default=30.0, description="longest time between two reads of the accounts that the arena has"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 
 

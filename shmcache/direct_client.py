@@ -21,7 +21,7 @@ import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from shmcache.charge_manager import ChargeManager
+from shmcache.charge_manager import ChargeManager, Priced
 from shmcache.codec import json_text
 from shmcache.config import Settings
 from shmcache.database import queries
@@ -34,6 +34,7 @@ from shmcache.frozen import freeze
 from shmcache.identifiers import id_bytes, new_id
 from shmcache.records import (
     ALLOWED_FROM,
+    FINAL_STATUSES,
     ExecutionStatus,
     Graph,
     GraphExecution,
@@ -42,7 +43,7 @@ from shmcache.records import (
     NodeExecution,
 )
 from shmcache.work_queue import WorkQueue
-from shmcache.writes import Charge
+from shmcache.writes import ChargeKind
 
 T = TypeVar("T")
 
@@ -228,23 +229,30 @@ class DirectClient(ExecutionDataClient):
             "values": [_json(value) for value in data.values()],
         }
         rows = self._run(("move_node_execution", given), ("load_node_execution", {"id": node_exec_id}))
-        return self._node_execution(rows, node_exec_id)
+        execution = self._node_execution(rows, node_exec_id)
+        # A death in between leaves the estimate held until the graph execution ends.
+        return self._settle_hold(execution) if execution.status in FINAL_STATUSES else execution
 
     def update_graph_execution_stats(
         self, graph_exec_id: str, status: ExecutionStatus | None = None, stats: Mapping[str, Any] | None = None
     ) -> GraphExecution:
         """See ExecutionDataClient. Blocks."""
         id_bytes(graph_exec_id)
+        now = self._now()
         given = {
             "id": graph_exec_id,
             "status": status and status.value,
             "allowed": [each.value for each in ALLOWED_FROM[status]] if status else [],
-            "time": self._now(),
+            "time": now,
             "stats": _json(stats or {}),
         }
         rows = self._run(("move_graph_execution", given), ("load_graph_execution", {"id": graph_exec_id}))
         if not rows:
             raise NotFound("graph execution", graph_exec_id)
+        if status in FINAL_STATUSES:
+            for held in self._run(("held_executions", {"id": graph_exec_id})):
+                execution = queries.node_execution(held)
+                self._settle_hold(execution._replace(ended_at=execution.ended_at or now))
         return queries.graph_execution(rows[0])
 
     # Credits
@@ -254,7 +262,7 @@ class DirectClient(ExecutionDataClient):
         account = self._load(queries.load_account, user_id)
         if account is None:
             raise NotFound("account", user_id)
-        return account.balance
+        return account.balance - account.held - account.debt
 
     def increment_execution_count(self, user_id: str, node_exec_id: str | None = None) -> int:
         """See ExecutionDataClient. Blocks. An execution that was charged already is not counted again."""
@@ -278,19 +286,21 @@ class DirectClient(ExecutionDataClient):
         """See ExecutionDataClient. Blocks."""
         return self._charges._charge_usage(node_exec, execution_count, async_mode)
 
-    def _spend(self, charges: Sequence[Charge], node_exec: NodeExecution | None) -> int:
-        user_id = charges[0].user_id
+    def _spend(self, charges: Sequence[Priced], node_exec: NodeExecution | None) -> int:
+        user_id = charges[0][1].user_id
         id_bytes(user_id)
         given = {
             "user_id": user_id,
-            "keys": [charge.transaction_key for charge in charges],
-            "amounts": [charge.amount for charge in charges],
-            "reasons": [charge.reason for charge in charges],
-            "metadata": [charge.metadata_json for charge in charges],
+            "keys": [charge.transaction_key for _, charge in charges],
+            "amounts": [charge.amount for _, charge in charges],
+            "reasons": [charge.reason for _, charge in charges],
+            "metadata": [charge.metadata_json for _, charge in charges],
+            "estimates": [kind == ChargeKind.HOLD for kind, _ in charges],
             "node_exec_id": node_exec and node_exec.id,
             "graph_exec_id": node_exec and node_exec.graph_exec_id,
-            "cost": sum(charge.amount for charge in charges if charge.reason == "block"),
-            "time": charges[0].time,
+            "cost": sum(charge.amount for _, charge in charges if charge.reason == "block"),
+            "time": charges[0][1].time,
+            "owner_pid": os.getpid(),
         }
         rows = self._run(("lock_account", {"user_id": user_id}), ("spend", given))
         if not rows:
@@ -299,6 +309,19 @@ class DirectClient(ExecutionDataClient):
         if left is None:
             raise InsufficientBalanceError(user_id, balance, amount)
         return int(left)
+
+    def _settle_hold(self, execution: NodeExecution) -> NodeExecution:
+        """Settle or void what is held for an execution that has ended; return it with what it came to."""
+        if "held" not in execution.stats:
+            return execution
+        _, charge = self._charges.settlement(execution, execution.stats["held"])
+        given = {"key": charge.transaction_key, "amount": charge.amount, "time": charge.time}
+        rows = self._run(("lock_account", {"user_id": charge.user_id}), ("settle_hold", given))
+        if rows and rows[0][0]:
+            owed = {"error": f"insufficient balance: {rows[0][0]} credits of a charge are owed"}
+            self.update_graph_execution_stats(execution.graph_exec_id, None, owed)
+        stats = {name: value for name, value in execution.stats.items() if name != "held"}
+        return execution._replace(stats=freeze({**stats, "cost": charge.amount}))
 
     # Several writes at once, work, durability
 

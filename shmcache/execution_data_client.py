@@ -188,7 +188,9 @@ class ExecutionDataClient(ABC):
 
     @abstractmethod
     def get_credits(self, user_id: str) -> int:
-        """Return what a user has left after all charges so far. Cached: blocks only on a miss. Raises NotFound."""
+        """Return what a user has left after all charges and holds so far; below 0 it is owed.
+
+        Cached: blocks only on a miss. Raises NotFound."""
 
     @abstractmethod
     def increment_execution_count(self, user_id: str, node_exec_id: str | None = None) -> int:
@@ -207,16 +209,18 @@ class ExecutionDataClient(ABC):
     ) -> int:
         """Charge a user; return the balance left. Cached: holds the credits at once, they are settled later.
 
-        `transaction_key` is the idempotency key of the ledger's row; without one, a new one is made.
-        Cached: blocks only on a miss. Raises InsufficientBalanceError (nothing is charged), InvalidValue for a
-        negative cost, NotFound, RingFull."""
+        `transaction_key` is the idempotency key of the ledger's row: asking again with it charges nothing, and is not
+        refused. Without one, a new one is made. Cached: blocks only on a miss. Raises InsufficientBalanceError (nothing
+        is charged), InvalidValue for what is no amount from 0 to 2**62 or no key, NotFound, RingFull."""
 
     @abstractmethod
     def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
         """Charge a node execution by its block's cost and the fee; return (cost, balance left).
 
-        Charges once for each execution, however often it is asked. `async_mode=False` waits until it is settled in
-        the database. See `ChargeManager._charge_usage`."""
+        Charges once for each execution, however often it is asked. A price per second or byte is an estimate: it is
+        held until the execution's status is final, which settles it to what it came to, or voids it if the execution
+        never was RUNNING; `stats["cost"]` says what it was then. `stats["seconds"]`, where given, is the time taken.
+        `async_mode=False` waits until it is settled in the database. See `ChargeManager._charge_usage`."""
 
     # Several writes at once, work, durability
 

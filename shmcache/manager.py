@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -90,6 +91,7 @@ class Manager:
         self._max_attempts = max_attempts
         self._shapes: dict[str, _Shape] = {}
         self._unsure = False
+        self._timed_since: float | None = None
 
     def do(self, work: Work) -> None:
         """Do one entry of the work queue, to its end. Raises Stopped."""
@@ -132,10 +134,12 @@ class Manager:
     def _finish(self, work: Work) -> None:
         client = self._client
         executions = self._persist(client.get_node_executions, work.id)
-        for execution in executions:
+        for place, execution in enumerate(executions):
             if execution.status not in FINAL_STATUSES:
                 # An input never came: this execution cannot run any more.
-                self._persist(client.update_node_execution_status, execution.id, ExecutionStatus.TERMINATED)
+                executions[place] = self._persist(
+                    client.update_node_execution_status, execution.id, ExecutionStatus.TERMINATED
+                )
         counts = {status: sum(each.status is status for each in executions) for status in FINAL_STATUSES}
         failed = counts[ExecutionStatus.FAILED]
         stats = {
@@ -186,6 +190,9 @@ class Manager:
                 raise RuntimeError(f"its worker died {work.attempt - 1} times")
             node = self._persist(client.get_node, execution.node_id)
             block = get_block(node.block_id)
+            # What the time costs from the first start to the end of a later attempt is not the user's to pay.
+            is_timed_anew = work.attempt > 1 and block.cost.per == "second"
+            self._timed_since = time.monotonic() if is_timed_anew else None
             execution = self._begin(execution)
             inputs = thaw({**node.input_default, **execution.inputs, **node.constants})
             outputs = iter(block.run(inputs) or ())
@@ -259,8 +266,11 @@ class Manager:
     def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         client = self._client
 
+        stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}
+        self._timed_since = None
+
         def end() -> None:
-            client.update_node_execution_status(execution.id, status)
+            client.update_node_execution_status(execution.id, status, None, stats)
             client.end_work(work, execution.graph_exec_id)
 
         self._persist(client.atomically, end)

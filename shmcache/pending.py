@@ -15,8 +15,6 @@ from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, e
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES, GraphExecution, NodeExecution
 from shmcache.writes import (
-    Charge,
-    ChargeKind,
     GraphExecutionWrite,
     InputWrite,
     NodeExecutionWrite,
@@ -30,10 +28,12 @@ class Pending:
 
     __slots__ = (
         "charged",
+        "charged_for",
         "executions",
         "graph_executions",
         "group_parents",
         "groups",
+        "marks",
         "others",
         "parts",
         "rows",
@@ -52,6 +52,8 @@ class Pending:
         self.others: list[Operation] = []
         self.charged: dict[str, int] = {}
         self.written: list[tuple[str, Record]] = []
+        self.charged_for: dict[str, str] = {}
+        self.marks: dict[bytes, int] = {}
 
     def put_execution(self, partial: PartialExecution, group_id: str) -> None:
         """Change or create a node execution, a member of its group."""
@@ -72,10 +74,6 @@ class Pending:
         """Change or create the group of a node's executions, a member of its graph execution."""
         self.groups[group_id] = group
         self.group_parents[group_id] = graph_exec_id
-
-    def charge(self, charge: Charge) -> None:
-        """Put a charge on the charge ring."""
-        self.others.append(Append("charge", ChargeKind.CHARGE, pack(charge)))
 
     def is_empty(self) -> bool:
         """Say whether nothing was changed."""

@@ -131,9 +131,14 @@ class NodeExecution(NamedTuple):
 
 
 class Account(NamedTuple):
-    """A user's credits as the database knows them. Amounts in the smallest unit."""
+    """A user's credits as the database knows them. Amounts in the smallest unit.
+
+    `debt` is what charges came to that could not be paid; `held` what of the balance is held for runs that have not
+    ended."""
 
     user_id: str
     opening_balance: int
     balance: int
     execution_count: int
+    debt: int = 0
+    held: int = 0

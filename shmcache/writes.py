@@ -79,9 +79,20 @@ WRITE_TYPES: dict[int, type[GraphExecutionWrite] | type[NodeExecutionWrite] | ty
 
 
 class ChargeKind(IntEnum):
-    """The kinds of entries on the charge ring."""
+    """The kinds of entries on the charge ring. The first four carry a Charge."""
 
     CHARGE = 1
+    """A price that is final: held in the arena, to be settled."""
+    HOLD = 2
+    """An estimate: held in the arena until SETTLE or VOID with the same key."""
+    SETTLE = 3
+    """What an estimate came to: to be settled like a CHARGE; its hold ends."""
+    VOID = 4
+    """The hold of this key ends, and nothing is charged."""
+    REFRESH = 5
+    """An account was brought into the arena: it is to be read once more, now that its changes are listened to."""
+    REFUSAL = 6
+    """A charge was refused for want of funds: somebody may want to know."""
 
 
 class Charge(NamedTuple):
@@ -89,7 +100,8 @@ class Charge(NamedTuple):
 
     `transaction_key` is the idempotency key: however often a charge is settled, the ledger has one row with it.
     `amount` is in the smallest unit and not negative; the ledger's row has it negated. A charge of 0 makes no row, it
-    only carries `execution_count`, up to which the user's executions have been counted (0: it says nothing of that)."""
+    only carries `execution_count`, up to which the user's executions have been counted (0: it says nothing of that).
+    `owner_pid` is the process that holds an estimate."""
 
     transaction_key: str
     user_id: str
@@ -100,3 +112,33 @@ class Charge(NamedTuple):
     time: float
     metadata_json: str
     execution_count: int = 0
+    owner_pid: int = 0
+
+
+class Refresh(NamedTuple):
+    """The user whose account is to be read again."""
+
+    user_id: str
+
+
+class Refusal(NamedTuple):
+    """A charge that an account could not bear: what it had left (`balance`), and what was asked for (`amount`)."""
+
+    user_id: str
+    graph_id: str | None
+    graph_exec_id: str | None
+    balance: int
+    amount: int
+    time: float
+
+
+ChargeEntry: TypeAlias = Charge | Refresh | Refusal
+
+CHARGE_TYPES: dict[int, type[Charge] | type[Refresh] | type[Refusal]] = {
+    ChargeKind.CHARGE: Charge,
+    ChargeKind.HOLD: Charge,
+    ChargeKind.SETTLE: Charge,
+    ChargeKind.VOID: Charge,
+    ChargeKind.REFRESH: Refresh,
+    ChargeKind.REFUSAL: Refusal,
+}

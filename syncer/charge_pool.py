@@ -1,14 +1,23 @@
 """ChargePool: carries the charge ring to the ledger, through a pool of processes.
 
-    1  read      charges behind the checkpoint                                    death: nothing had happened
+    1  read      entries behind the head                                          death: nothing had happened
     2  settle    the pool's processes, each for its part of the users (so that    death of one: the pool is replaced and
-                 one user's charges stay in order and nobody waits for a row),    the batch tried again; charges that
-                 one transaction each                                             were settled are known by their keys
-    3  confirm   checkpoint and epoch, in the charger's own connection            death: as above
-    4  advance   the ring's head moves                                            death: the next charger moves it
+                 one user's charges stay in order and nobody waits for a row),    the batch tried again; what was
+                 one transaction each                                             settled is known by its key
+    3  confirm   checkpoint and epoch, in the charger's own connection; there     death: as above
+                 too what the accounts can spend now
+    4  tell      graph executions whose charges could not be paid                 death: told again, the same
+    5  release   one commit in the arena: the head moves, what was held for the   death: all of it or nothing
+                 batch is held no longer, credits are what the database says
 
-Several processes commit, so rows and checkpoint are not one transaction here: a death between 2 and 3 settles charges
-again. The unique key of each charge makes the repetition harmless, and it is all that makes it so.
+Several processes commit, so rows and checkpoint are not one transaction here: a death between 2 and 5 settles a batch
+again. The unique key of each charge makes the repetition harmless, and it is all that makes it so. The checkpoint
+fences a charger that was superseded; where to go on says the ring's head, since what lies behind it is still held.
+
+In the arena an account has two counters: what can be spent now, and the base that is reckoned from, which is what the
+database says: balance, less debt, less what other hosts hold. The difference is what this arena's processes hold: the
+charges on the ring, and the estimates of runs that have not ended. Only a charger moves the base, when it releases a
+batch, and when it hears that an account was changed by somebody else; each account is also read again now and then.
 
 The pool's processes are spawned, not forked: a child forked from the leader would inherit the descriptor that holds the
 lock file, and the threads that a pool needs would make forking unsafe. The kernel kills them when the charger dies.
@@ -20,29 +29,47 @@ import logging
 import multiprocessing
 import os
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
 
-import msgpack
+import psycopg
 
-from shmcache.arena import Arena, Counter, Entry
+from shmcache.account_keys import ACCOUNTS, base_key, spend_mark
+from shmcache.arena import Arena, Conflict, Counter, Entry, Transaction
+from shmcache.arena.transaction import Advance, Clear, Exchange, Rebase
+from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
-from shmcache.database.bookkeeping import move_checkpoint
-from shmcache.writes import Charge, ChargeKind
+from shmcache.database.accounts import add_refusal, spendable
+from shmcache.database.bookkeeping import Checkpoint, move_checkpoint
+from shmcache.database.settlement import OpenHold, Shortfall, load_open_holds
+from shmcache.errors import ArenaFull, Fenced, InvalidValue, NotFound, Unavailable
+from shmcache.identifiers import id_bytes, id_text
 from syncer import settlement_worker
-from syncer.consumer import RingConsumer, ShouldStop
-from syncer.settlement_worker import Item
+from syncer.account_changes import AccountChanges
+from syncer.callbacks import Callbacks
+from syncer.charge_batch import Batch
+from syncer.consumer import RingConsumer, ShouldStop, one_line
+from syncer.holds import close_left_holds
+from syncer.refusals import is_refusal
+from syncer.settlement_worker import Partition, Settled
 
 logger = logging.getLogger(__name__)
 
-_BATCH_ENTRIES = 5_000
-_BATCH_BYTES = 4 << 20
+_BATCH_ENTRIES = 10_000
+_BATCH_BYTES = 8 << 20
 _HANG_SECONDS = 60.0
 _INTERVAL_SECONDS = 1.0
+_ACCOUNTS_AT_ONCE = 1_000
+_MARKS_AT_ONCE = 256
+_SETTLED_MARK = b"\xc0"
+"""What is kept under the key of a spend that is settled, until its room is needed."""
+
+fault_point: Callable[[str], None] | None = None
+"""Called with the name of each step of a batch. None but in tests, which die there."""
 
 
 class ChargePool(RingConsumer):
@@ -51,7 +78,7 @@ class ChargePool(RingConsumer):
     A batch that is not settled after `hang_seconds` is tried again by a new pool."""
 
     role = "charger"
-    passing = (*RingConsumer.passing, BrokenProcessPool, TimeoutError)
+    passing = (*RingConsumer.passing, Unavailable, BrokenProcessPool, TimeoutError)
 
     def __init__(
         self, arena: Arena, database_url: str, settings: Settings, *, hang_seconds: float = _HANG_SECONDS
@@ -62,7 +89,14 @@ class ChargePool(RingConsumer):
             batch_entries=_BATCH_ENTRIES, batch_bytes=_BATCH_BYTES,
         )  # fmt: skip
         self._hang_seconds = hang_seconds
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Executor | None = None
+        self._changes: AccountChanges | None = None
+        self._callbacks: Callbacks | None = None
+        self._client: CachedClient | None = None
+        self._holds: dict[str, OpenHold] | None = None
+        self._stale: set[str] = set()
+        self._read_all_at = 0.0
+        self._looked_at = 0.0
 
     def _begin(self) -> None:
         logger.info("Charge manager started")
@@ -70,41 +104,179 @@ class ChargePool(RingConsumer):
             pool = self._pool = self._make_pool()
             for _ in range(self._settings.charge_workers):
                 pool.submit(os.getpid)  # brings the processes up before the first charge waits for them
+        self._client = CachedClient(self._arena, self._database_url, self._settings)
+        self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
+        self._callbacks = Callbacks.start(self._database_url)
+        self._holds = None
+        self._stale = set()
+
+    def _resume(self, begun: Checkpoint) -> int:
+        del begun  # what is confirmed and not released yet is settled again, which changes nothing, and released
+        return self._ring.committed_sequence
 
     def _end(self) -> None:
-        logger.info("Charge manager shutdown")
+        left = self._ring.last_sequence - self._ring.committed_sequence
+        if left:
+            logger.warning("Charge manager stopped: %d charges stay on the ring for the next one", left)
+        else:
+            logger.info("Charge manager shutdown")
 
     def _let_go(self) -> None:
+        for each in (self._changes, self._callbacks):
+            if each is not None:
+                each.stop()
+        self._changes = self._callbacks = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         self._end_pool()
         super()._let_go()
 
+    # A batch
+
     def _carry(self, entries: Sequence[Entry], epoch: int) -> None:
-        partitions, broken = _partition(entries, self._settings.charge_workers)
-        refused = self._settle(list(partitions.values()))
+        batch = Batch(entries, self._settings.charge_workers)
+        _at("read")
+        settled = self._settle(batch)
+        _at("settled")
+        before, last = self._ring.committed_sequence, entries[-1].sequence
         connection = self._connected()
         with connection.transaction():
-            last = entries[-1].sequence
-            if not move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last):
-                return
-            for entry, reason in broken:
+            is_new = move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last)
+            for entry, reason in batch.broken:
                 self._add_dead_letter(entry, reason)
-        self._arena.count(Counter.CHARGES_SETTLED, len(entries) - refused - len(broken))
-        self._arena.count(Counter.DEAD_LETTERS, refused + len(broken))
+            for entry, refusal in batch.refusals:
+                try:
+                    with connection.transaction():
+                        add_refusal(connection, refusal)
+                except psycopg.Error as error:
+                    if not is_refusal(error):
+                        raise
+                    self._add_dead_letter(entry, error)
+            amounts = spendable(connection, batch.users, self._arena.arena_id, self._settings.low_balance)
+        _at("confirmed")
+        self._tell(settled.shortfalls)
+        self._retire_marks(batch.marks)
+        _at("told")
+        self._rebase(amounts, batch.released, before, last)
+        _at("released")
+        if self._holds is not None:
+            for opened in batch.opened:
+                self._holds[opened.transaction_key] = opened
+            for key in batch.closed:
+                self._holds.pop(key, None)
+        if batch.refusals and self._callbacks is not None:
+            self._callbacks.look()
+        if is_new:
+            self._arena.count(Counter.CHARGES_SETTLED, batch.charges - settled.refused)
+            self._arena.count(Counter.DEAD_LETTERS, settled.refused + len(batch.broken))
 
-    def _settle(self, partitions: Sequence[Sequence[Item]]) -> int:
-        """Have the pool settle each partition; return how many charges were refused.
-
-        Raises BrokenProcessPool, TimeoutError, psycopg.Error."""
+    def _settle(self, batch: Batch) -> Settled:
+        """Have the pool settle each partition. Raises BrokenProcessPool, TimeoutError, psycopg.Error."""
         with _nameless_main_module():
             pool = self._pool = self._pool or self._make_pool()
-            futures: list[Future[int]] = [
-                pool.submit(settlement_worker.settle_partition, self._arena.arena_id, self._ring.name, items)
-                for items in partitions
+            futures: list[Future[Settled]] = [
+                pool.submit(
+                    settlement_worker.settle_partition,
+                    Partition(self._arena.arena_id, self._ring.name, self._settings.low_balance, items),
+                )
+                for items in batch.partitions.values()
             ]
+        _at("dispatched")
         _, unfinished = wait(futures, timeout=self._hang_seconds)
         if unfinished:
             raise TimeoutError(f"a batch of charges is not settled after {self._hang_seconds:g} s")
-        return sum(future.result() for future in futures)
+        parts = [future.result() for future in futures]
+        return Settled(sum(part.refused for part in parts), [each for part in parts for each in part.shortfalls])
+
+    def _tell(self, shortfalls: Sequence[Shortfall]) -> None:
+        """Say in the graph executions that were not paid for that they were not: they start no other node."""
+        assert self._client is not None
+        for each in shortfalls:
+            logger.warning(
+                "charge %s: %d credits of user %s were spent elsewhere and are owed now",
+                each.transaction_key,
+                each.owed,
+                each.user_id,
+            )
+            if each.graph_exec_id is not None:
+                try:
+                    stats = {"error": f"insufficient balance: {each.owed} credits of a charge are owed"}
+                    self._client.update_graph_execution_stats(each.graph_exec_id, None, stats)
+                except (NotFound, InvalidValue) as error:
+                    logger.warning("charge %s: nobody to tell: %s", each.transaction_key, error)
+
+    def _retire_marks(self, marks: Sequence[tuple[str, str]]) -> None:
+        """Let the arena forget, when it needs the room, the keys of spends that are in the ledger now."""
+        for begin in range(0, len(marks), _MARKS_AT_ONCE):
+            wanted = Transaction()
+            wanted.operations.extend(
+                Exchange(spend_mark(user_id, key), _SETTLED_MARK)
+                for user_id, key in marks[begin : begin + _MARKS_AT_ONCE]
+            )
+            try:
+                self._arena.commit(wanted)
+            except ArenaFull:  # then they are forgotten at once
+                wanted.operations = [Clear(each.key, None) for each in wanted.operations if isinstance(each, Exchange)]
+                self._arena.commit(wanted)
+
+    def _rebase(self, amounts: dict[str, int], released: dict[str, int], before: int, last: int) -> None:
+        """Move the head from `before` to `last`, and the accounts' credits to what the database says, in one commit."""
+        wanted = Transaction()
+        wanted.operations.append(Advance(self._ring.name, before, last))
+        for user_id, amount in amounts.items():
+            wanted.operations.append(Rebase(id_bytes(user_id), base_key(user_id), amount, released.get(user_id, 0)))
+        try:
+            self._arena.commit(wanted)
+        except Conflict:
+            raise Fenced("charger: its part of the ring was settled by another", 0) from None
+
+    # Between batches
+
+    def _look_around(self) -> bool:
+        if self._ring.committed_sequence < self._ring.last_sequence and self._backoff.tries:
+            return False  # the database is away, and this process is asked to end
+        try:
+            self._refresh()
+            return self._close_holds()
+        except self.passing as error:
+            logger.debug("accounts and holds are looked after later: %s", one_line(error))
+            self._read_all_at = 0.0
+            self._disconnect()
+            return False
+
+    def _refresh(self) -> None:
+        """Read the accounts that others changed, and now and then all of them."""
+        assert self._changes is not None
+        told, everything = self._changes.take()
+        now = time.monotonic()
+        if everything or now >= self._read_all_at:
+            self._read_all_at = now + self._settings.account_interval
+            told |= {id_text(key) for key in self._arena.members(ACCOUNTS) or ()}
+        self._stale |= {user for user in told if self._arena.counter(id_bytes(user)) is not None}
+        while self._stale:
+            some = sorted(self._stale)[:_ACCOUNTS_AT_ONCE]
+            connection = self._connected()
+            with connection.transaction():
+                amounts = spendable(connection, some, self._arena.arena_id, self._settings.low_balance)
+            sequence = self._ring.committed_sequence
+            self._rebase(amounts, {}, sequence, sequence)
+            self._stale.difference_update(some)
+
+    def _close_holds(self) -> bool:
+        """Settle or void the estimates of graphs that ended, and of processes that died; return whether any was."""
+        assert self._client is not None
+        now = time.monotonic()
+        if self._holds is None:
+            self._holds = {
+                each.transaction_key: each for each in load_open_holds(self._connected(), self._arena.arena_id)
+            }
+        elif now < self._looked_at + _INTERVAL_SECONDS:
+            return False
+        self._looked_at = now
+        return bool(self._holds and close_left_holds(self._arena, self._client, self._holds.values()))
+
+    # The pool
 
     def _wait_after(self, error: Exception, should_stop: ShouldStop) -> bool:
         if isinstance(error, (BrokenProcessPool, TimeoutError)):
@@ -113,7 +285,7 @@ class ChargePool(RingConsumer):
             self._end_pool(kill=True)
         return super()._wait_after(error, should_stop)
 
-    def _make_pool(self) -> ProcessPoolExecutor:
+    def _make_pool(self) -> Executor:
         return ProcessPoolExecutor(
             max_workers=self._settings.charge_workers,
             mp_context=multiprocessing.get_context("spawn"),
@@ -124,29 +296,15 @@ class ChargePool(RingConsumer):
     def _end_pool(self, kill: bool = False) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            if kill:
+            if kill and isinstance(pool, ProcessPoolExecutor):
                 for process in list((pool._processes or {}).values()):
                     process.kill()  # each transaction is whole or not at all, and its charges have keys
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _partition(entries: Sequence[Entry], parts: int) -> tuple[dict[int, list[Item]], list[tuple[Entry, Exception]]]:
-    """Return the charges by the part that their user belongs to, and what cannot be read, with the reason."""
-    partitions: dict[int, list[Item]] = {}
-    broken: list[tuple[Entry, Exception]] = []
-    for entry in entries:
-        try:
-            if not entry.intact:
-                raise ValueError("the entry's checksum does not match its bytes")
-            if entry.kind != ChargeKind.CHARGE:
-                raise ValueError(f"no kind of entry is numbered {entry.kind}")
-            charge = Charge(*msgpack.unpackb(entry.payload))
-            part = zlib.crc32(charge.user_id.encode()) % parts
-        except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
-            broken.append((entry, error))
-        else:
-            partitions.setdefault(part, []).append((entry.sequence, entry.kind, entry.payload, charge))
-    return partitions, broken
+def _at(step: str) -> None:
+    if fault_point is not None:
+        fault_point(step)
 
 
 @contextmanager

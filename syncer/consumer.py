@@ -109,6 +109,15 @@ class RingConsumer(ABC):
     def _end(self) -> None:
         """Do what belongs to the end of a leadership that ended in order."""
 
+    def _resume(self, begun: Checkpoint) -> int:
+        """Take over from the last leader; return the sequence behind which to read on."""
+        self._ring.advance(begun.sequence)
+        return begun.sequence
+
+    def _look_around(self) -> bool:
+        """Do what else there is to do once a turn; return whether it put something on the ring."""
+        return False
+
     def _let_go(self) -> None:
         """Give up what a leader holds."""
         self._disconnect()
@@ -134,11 +143,12 @@ class RingConsumer(ABC):
         self._begin()
         begun = self._begin_epoch(should_stop)
         if begun is not None:
-            sequence = begun.sequence
-            self._ring.advance(sequence)
+            sequence = self._resume(begun)
             while True:
                 stopping = should_stop()
                 sequence = self._drain(sequence, begun.epoch, should_stop)
+                if self._look_around():
+                    sequence = self._drain(sequence, begun.epoch, should_stop)
                 if stopping:
                     break
                 self._ring.wait_for_drain(self._interval_seconds, should_stop)

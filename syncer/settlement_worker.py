@@ -1,6 +1,11 @@
 """What a process of the charge pool runs: batches of one partition of the users, one transaction each.
 
-The pool's processes are spawned, so this module and what it imports is all that they load."""
+The pool's processes are spawned, so this module and what it imports is all that they load.
+
+    1  connect   if there is no connection                  death, loss: the charger tries the batch again
+    2  settle    rows, holds and balances of the partition  death, loss: the server rolls all of it back
+    3  commit    all of it at once                          death, loss after it: known by the keys when tried again
+"""
 
 from __future__ import annotations
 
@@ -8,65 +13,95 @@ import ctypes
 import os
 import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgpack
 import psycopg
 from setproctitle import setproctitle
 
 from shmcache.database.bookkeeping import add_dead_letter
 from shmcache.database.connection import connect
-from shmcache.database.settlement import settle
+from shmcache.database.settlement import Shortfall, settle
 from shmcache.errors import DatabaseUnavailable
 from shmcache.writes import Charge
 from syncer.refusals import write_around_refusals
 
 _PR_SET_PDEATHSIG = 1
 
-Item = tuple[int, int, bytes, Charge]
-"""An entry of the charge ring: its sequence, kind and payload, and the charge that it holds."""
+Item = tuple[int, int, bytes]
+"""An entry of the charge ring that carries a Charge: its sequence, kind and payload."""
 
 _connection: psycopg.Connection[Any] | None = None
 _database_url = ""
 
 
+class Partition(NamedTuple):
+    """Some users' entries, in order, and whose they are."""
+
+    arena_id: str
+    ring: str
+    low_balance: int
+    items: Sequence[Item]
+
+
+class Settled(NamedTuple):
+    """What came of a partition: how many entries became dead letters, and what could not be paid."""
+
+    refused: int
+    shortfalls: list[Shortfall]
+
+
 def start(database_url: str, charger_pid: int) -> None:
     """Prepare a process of the pool: it dies with the charger, and leaves signals of the terminal to the supervisor."""
-    global _database_url  # noqa: PLW0603 - one a process: what the pool's initializer is for
-    _database_url = database_url
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     setproctitle("shmcache: pool")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != charger_pid:
         os._exit(1)
+    use(database_url)
 
 
-def settle_partition(arena_id: str, ring: str, items: Sequence[Item]) -> int:
-    """Settle some charges in one transaction; return how many became dead letters. Raises psycopg.Error."""
+def use(database_url: str) -> None:
+    """Say where this process settles."""
+    global _connection, _database_url
+    if _connection is not None:
+        _connection.close()
+    _connection, _database_url = None, database_url
+
+
+def settle_partition(partition: Partition) -> Settled:
+    """Settle a partition in one transaction. Raises psycopg.OperationalError where it is to be tried again."""
     global _connection  # noqa: PLW0603
+    arena_id, ring, low_balance, items = partition
+    charges = {sequence: (kind, Charge(*msgpack.unpackb(payload))) for sequence, kind, payload in items}
+    shortfalls: list[Shortfall] = []
     refused = 0
-    if _connection is None or _connection.closed:
-        try:
-            _connection = connect(_database_url, application_name="shmcache charge pool")
-        except DatabaseUnavailable as error:
-            # An error with fields of its own does not survive the way to the charger.
-            raise psycopg.OperationalError(str(error)) from None
-    connection = _connection
-
-    def write(some: Sequence[Item]) -> None:
-        with connection.transaction():
-            settle(connection, [charge for _, _, _, charge in some])
-
-    def refuse(item: Item, error: Exception) -> None:
-        nonlocal refused
-        refused += 1
-        sequence, kind, payload, _ = item
-        add_dead_letter(connection, arena_id, ring, sequence, kind, payload, error)
 
     try:
+        if _connection is None or _connection.closed:
+            _connection = connect(_database_url, application_name="shmcache charge pool")
+            # Who hears of the changes knows by this that they are its own.
+            _connection.execute("SELECT set_config('shmcache.origin', %s, false)", (arena_id,))
+        connection = _connection
+
+        def write(some: Sequence[Item]) -> None:
+            with connection.transaction():
+                found = settle(
+                    connection, [charges[item[0]] for item in some], arena_id=arena_id, low_balance=low_balance
+                )
+            shortfalls.extend(found)
+
+        def refuse(item: Item, error: Exception) -> None:
+            nonlocal refused
+            refused += 1
+            add_dead_letter(connection, arena_id, ring, *item, error)
+
         with connection.transaction():
             write_around_refusals(items, write, refuse)
-    except psycopg.Error as error:
-        connection.close()
-        _connection = None
+    except (psycopg.Error, DatabaseUnavailable) as error:
+        if _connection is not None:
+            _connection.close()
+            _connection = None
+        # An error with fields of its own does not survive the way to the charger.
         raise psycopg.OperationalError(str(error)) from None
-    return refused
+    return Settled(refused, shortfalls)

@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `shmcache supervise`, `shmcache inspect`."""
+"""The command line: `shmcache run`, `shmcache supervise`, `shmcache inspect`, `shmcache accounts`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from shmcache.errors import SettingsError, ShmcacheError
+from tools.accounts_commands import accounts
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
@@ -152,6 +153,9 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
         print_record(name, key, as_json)
     else:
         print_arena(name, top, as_json)
+
+
+cli.add_command(accounts)
 
 
 def _callable(target: str) -> Callable[[], Any]:

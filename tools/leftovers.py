@@ -19,6 +19,7 @@ from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
 from syncer.election import Candidate, remove_locks
+from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,8 @@ def drain(arena: Arena, database_url: str, settings: Settings, should_stop: Call
     if ended:
         logger.warning("arena %s: %d graph executions had not ended, they are TERMINATED now", arena.name, ended)
     ChargePool(arena, database_url, settings).run_once(should_stop)
+    if not should_stop() and close_all_holds(arena, database_url, settings):
+        ChargePool(arena, database_url, settings).run_once(should_stop)
     SyncManager(arena, database_url, settings).run_once(should_stop)
     left = unsynced(arena)
     if left:

@@ -25,6 +25,7 @@ from shmcache.database.migrate import identity, migrate
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
 from syncer.election import remove_locks
+from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
 from tools.leftovers import claim, drain, drain_leftovers, open_arena, unsynced
 from tools.processes import Processes, Role
@@ -183,13 +184,19 @@ class Supervisor:
         if settings.mode == "cached":
             if work_left:
                 terminate_unfinished(arena, self.database_url, settings)
-            self._loop(processes, job, lambda: not unsynced(arena), lambda seconds: _await_commit(arena, seconds))
+            self._drain(arena, processes, job)
+            if close_all_holds(arena, self.database_url, settings):
+                self._drain(arena, processes, job)
         self.finished_at = time.monotonic()
         processes.stop("worker", "syncer", "charger")
         self._loop(processes, job, lambda: not processes.count(), self._signals.wait)
         if work_left and settings.mode == "direct":
             return drain(arena, self.database_url, settings, lambda: not self._signals.is_empty)
         return not unsynced(arena)
+
+    def _drain(self, arena: Arena, processes: Processes, job: Job) -> None:
+        """Wait until both rings are in the database."""
+        self._loop(processes, job, lambda: not unsynced(arena), lambda seconds: _await_commit(arena, seconds))
 
 
 def _await_commit(arena: Arena, timeout_seconds: float) -> None:

@@ -14,6 +14,7 @@ from shmcache.arena import transaction, work
 from shmcache.arena.layout import (
     CHAIN,
     COMMIT_SEQUENCE,
+    COMMITTED,
     COUNTER,
     DIRTY,
     EVICTIONS,
@@ -35,7 +36,7 @@ from shmcache.arena.reading import signed
 from shmcache.arena.ring import RingRegion
 from shmcache.arena.slab import SLOT, SLOT_BYTES, Slabs
 from shmcache.arena.table import Table
-from shmcache.arena.transaction import Conflict, CounterTooLow, Outcome, Transaction
+from shmcache.arena.transaction import AlreadySet, Conflict, CounterTooLow, Outcome, Transaction
 from shmcache.errors import InvalidValue
 
 _unpack_key = struct.Struct(">QQ").unpack
@@ -151,17 +152,22 @@ class Changes:
     ) -> None:
         find = self.table.find_staged
         match operation:
+            case transaction.Add(key, amount, minimum):
+                entry = self._required(stage, key)
+                value = signed(stage[entry + COUNTER]) + amount
+                if minimum is not None and value < minimum:
+                    raise CounterTooLow(key, value - amount)
+                counters[key] = self._set_counter(stage, entry, value)
+            case transaction.SetOnce(key, value):
+                entry = find(stage, key) or self.table.insert(stage, key)
+                if stage[entry + COUNTER] or stage[entry + LOCATION]:
+                    raise AlreadySet
+                self._set_counter(stage, entry, value)
             case transaction.Touch(key, set_flags, clear_flags):
                 entry = find(stage, key) or self.table.insert(stage, key)
                 stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
             case transaction.Delete(key):
-                entry = find(stage, key)
-                if entry and not (
-                    stage[entry + FAMILY] | stage[entry + MEMBERS] | stage[entry + QUEUE] | stage[entry + COUNTER]
-                ):
-                    if stage[entry + CHAIN] & FLAG_PLAIN and not plain:
-                        raise NeedsStripes
-                    self.remove(stage, entry)
+                self._delete(stage, find(stage, key), plain)
             case transaction.Enqueue(key, kind, counter_key):
                 entry = find(stage, key) or self.table.insert(stage, key)
                 counter = find(stage, counter_key) or self.table.insert(stage, counter_key)
@@ -171,12 +177,6 @@ class Changes:
                 counter = find(stage, counter_key)
                 if entry and counter:
                     work.release(self.table, stage, entry, counter, follow_kind, lane)
-            case transaction.Add(key, amount, minimum):
-                entry = self._required(stage, key)
-                value = signed(stage[entry + COUNTER]) + amount
-                if minimum is not None and value < minimum:
-                    raise CounterTooLow(key, value - amount)
-                counters[key] = self._set_counter(stage, entry, value)
             case transaction.SetCounter(key, value):
                 counters[key] = self._set_counter(stage, self._required(stage, key), value)
             case transaction.Number(key, counter_key):
@@ -186,6 +186,39 @@ class Changes:
                     number = self._set_counter(stage, counter, signed(stage[counter + COUNTER]) + 1)
                     self._set_counter(stage, entry, number)
                 counters[key] = signed(stage[entry + COUNTER])
+            case transaction.Clear(key, expected):
+                entry = find(stage, key)
+                if expected is not None and (signed(stage[entry + COUNTER]) if entry else 0) != expected:
+                    raise Conflict
+                if entry:
+                    stage[entry + COUNTER] = 0
+                    self._delete(stage, entry, plain)
+            case transaction.Exchange(key, record):
+                entry = find(stage, key)
+                if entry and stage[entry + COUNTER]:
+                    stage[entry + COUNTER] = 0
+                    self._put(stage, transaction.Put(key, record), stage[COMMIT_SEQUENCE], 0, plain)
+            case transaction.Rebase(key, base_key, value, released):
+                entry = find(stage, key)
+                base = find(stage, base_key)
+                if entry and base:
+                    moved = value - (signed(stage[base + COUNTER]) - released)
+                    counters[key] = self._set_counter(stage, entry, signed(stage[entry + COUNTER]) + moved)
+                    self._set_counter(stage, base, value)
+            case transaction.Advance(ring, after, sequence):
+                region = self._rings[ring]
+                if stage[region.state + COMMITTED] != after:
+                    raise Conflict
+                region.advance(stage, sequence)
+
+    def _delete(self, stage: Stage, entry: int, plain: bool) -> None:
+        """Stage that an entry is forgotten, if it is one and nothing refers to it."""
+        if entry and not (
+            stage[entry + FAMILY] | stage[entry + MEMBERS] | stage[entry + QUEUE] | stage[entry + COUNTER]
+        ):
+            if stage[entry + CHAIN] & FLAG_PLAIN and not plain:
+                raise NeedsStripes
+            self.remove(stage, entry)
 
     def _required(self, stage: Stage, key: bytes) -> int:
         entry = self.table.find_staged(stage, key)

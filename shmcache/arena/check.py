@@ -20,7 +20,6 @@ from shmcache.arena import layout
 from shmcache.arena.layout import (
     CHAIN,
     COMMIT_SEQUENCE,
-    COUNTER,
     DIRTY,
     ENTRIES_USED,
     FAMILY,
@@ -220,6 +219,3 @@ def _queue_problems(memory: Memory, entries: dict[int, list[int]]) -> Iterator[s
     for lane in {lane_of(word) for word in claimed}:
         if not words[lanes + lane * layout.LANE_BYTES // WORD + layout.LANE_PID]:
             yield f"lane {lane} has claims and no process"
-    for entry, row in entries.items():
-        if row[COUNTER] >> 63:
-            yield f"entry {entry} has a counter below 0"

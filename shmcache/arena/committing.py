@@ -47,7 +47,7 @@ from shmcache.arena.ring import NoRingRoom, RingRegion
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.room import Room
 from shmcache.arena.slab import NoRoom
-from shmcache.arena.transaction import Append, Conflict, Outcome, Put, Transaction
+from shmcache.arena.transaction import Advance, Append, Conflict, Outcome, Put, Transaction
 from shmcache.errors import ArenaDamaged, InvalidValue, RingFull, TransactionTooLarge
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Changeable(Readable):
         except (NoRingRoom, NoRoom):
             pass  # make room, and again
         except ArenaDamaged:
-            if any(len(each.key) != KEY_BYTES for each in wanted.operations if not isinstance(each, Append)):
+            if any(len(each.key) != KEY_BYTES for each in wanted.operations if not isinstance(each, Append | Advance)):
                 raise InvalidValue(f"a key is {KEY_BYTES} bytes") from None
             raise
         return self._with_room(lambda: self._commit_once(wanted))

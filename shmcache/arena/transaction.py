@@ -14,6 +14,10 @@ class Conflict(Exception):
     """A key that the transaction relied on was changed by another process: nothing was applied."""
 
 
+class AlreadySet(Conflict):
+    """A key that `SetOnce` was to give a counter has one, or a record, already: nothing was applied."""
+
+
 class CounterTooLow(Exception):
     """A counter would have gone below its limit: nothing was applied. `value` is what it has."""
 
@@ -93,7 +97,66 @@ class Number(NamedTuple):
     counter: bytes
 
 
-Operation = Put | Touch | Delete | Append | Enqueue | Release | Add | SetCounter | Number
+class SetOnce(NamedTuple):
+    """Set the counter of a key, not to 0; AlreadySet if it has a counter other than 0, or a record."""
+
+    key: bytes
+    value: int
+
+
+class Clear(NamedTuple):
+    """Set the counter of a key to 0 and forget the key like Delete. Conflict if the counter is not `expected`, which is
+    0 where there is none; None expects nothing."""
+
+    key: bytes
+    expected: int | None
+
+
+class Exchange(NamedTuple):
+    """Give a key a record in place of its counter; nothing happens to a key that has no counter, or 0."""
+
+    key: bytes
+    record: bytes
+
+
+class Rebase(NamedTuple):
+    """Move a counter along with what it is reckoned from: `base`, another key's counter, becomes `value`.
+
+    The counter of `key` changes by the difference between `value` and (`base` less `released`). Nothing happens where
+    one of the two has no entry."""
+
+    key: bytes
+    base: bytes
+    value: int
+    released: int = 0
+
+
+class Advance(NamedTuple):
+    """Say that a ring is durable up to `sequence`; Conflict unless it was up to `after` before.
+
+    Who waits for it is woken by the `Ring.advance` that follows the commit."""
+
+    ring: str
+    after: int
+    sequence: int
+
+
+Operation = (
+    Put
+    | Touch
+    | Delete
+    | Append
+    | Enqueue
+    | Release
+    | Add
+    | SetCounter
+    | Number
+    | SetOnce
+    | Clear
+    | Exchange
+    | Rebase
+    | Advance
+)
 
 
 class Transaction:

@@ -17,7 +17,8 @@ ANY = "*"
 
 
 class Cost(NamedTuple):
-    """What a run of a block costs: `amount` credits a run, for each second expected, or for each byte of its inputs."""
+    """What a run of a block costs: `amount` credits a run, for each second it takes, or for each byte of its inputs and
+    outputs. What cannot be known before is estimated, held, and settled when the run ends."""
 
     amount: int
     per: Literal["run", "second", "byte"]
@@ -47,9 +48,9 @@ class Block(ABC):
         Whatever it raises fails the node's execution; built-in blocks raise BlockError."""
 
     def seconds(self, inputs: Inputs) -> float:  # noqa: ARG002
-        """Return how many seconds a run with these inputs is expected to take: what a price per second multiplies.
+        """Return how many seconds a run with these inputs is expected to take: what a price per second holds.
 
-        It must depend on the inputs alone, so that asking again gives the same price."""
+        It must depend on the inputs alone, so that asking again gives the same estimate."""
         return 0.0
 
 

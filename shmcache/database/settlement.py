@@ -1,56 +1,166 @@
-"""Charges settled: a ledger row each, keyed by its idempotency key, and the accounts' balances moved by what is new."""
+"""Charges settled: a ledger row each, keyed by its idempotency key, and the accounts' balances moved by what is new.
+
+Whatever is repeated changes nothing: a charge whose key is in the ledger, a hold that is open or was settled, the end
+of a hold that is not there. So a batch may be settled again, whole or in other parts, as long as the order is kept.
+
+What an account cannot pay (another host spent it) is not charged but owed: the ledger's row has both parts, the account
+the sum. `opening_balance + sum(amount) = balance`, `sum(owed) = debt` and `sum(holds.amount) = held` hold at any time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 
 from shmcache.database.arrays import plain_array, text_array
 from shmcache.database.statements import statement
-from shmcache.writes import Charge
+from shmcache.writes import Charge, ChargeKind
 
 _TEXTS = (0, 4, 7)
 """Which columns of the ledger's rows hold any text: key, reason, metadata."""
 
 
-def settle(connection: psycopg.Connection[Any], charges: Sequence[Charge]) -> None:
-    """Settle charges inside the caller's transaction, in the order given; those settled before change nothing.
+class Shortfall(NamedTuple):
+    """A charge that could not be paid whole: `owed` of it became the user's debt."""
 
-    Accounts are locked in the order of their ids, so that two settlements cannot deadlock. Raises
-    psycopg.IntegrityError for an unknown account, or where a balance would go below 0."""
-    spelled = {user: _canonical(user) for user in {charge.user_id for charge in charges}}
-    charges = [charge._replace(user_id=spelled[charge.user_id]) for charge in charges]
+    transaction_key: str
+    user_id: str
+    node_exec_id: str | None
+    graph_exec_id: str | None
+    owed: int
+
+
+class OpenHold(NamedTuple):
+    """An estimate that is held until its node execution ends."""
+
+    transaction_key: str
+    user_id: str
+    amount: int
+    node_exec_id: str
+    graph_exec_id: str
+    owner_pid: int
+
+
+class _Account:
+    """What a batch does to one account."""
+
+    __slots__ = ("balance", "execution_count", "held", "noticed", "opening", "owed")
+
+    def __init__(self, balance: int, noticed: bool) -> None:
+        self.balance = self.opening = balance
+        self.noticed = noticed
+        self.owed = self.held = self.execution_count = 0
+
+
+def settle(
+    connection: psycopg.Connection[Any],
+    charges: Sequence[tuple[int, Charge]],
+    *,
+    arena_id: str | None = None,
+    low_balance: int = 0,
+) -> list[Shortfall]:
+    """Settle entries (a ChargeKind and a Charge each) inside the caller's transaction, in the order given.
+
+    Returns what could not be paid, also of charges that were settled before. Where a balance goes below `low_balance`,
+    a notice of it is written. Accounts are locked in the order of their ids, so that two settlements cannot deadlock.
+    Raises psycopg.IntegrityError for an unknown account, psycopg.DataError for what is no user's identifier."""
+    if not charges:
+        return []
+    spelled = {user: _canonical(user) for user in {charge.user_id for _, charge in charges}}
     users = sorted(set(spelled.values()))
-    keys = text_array([charge.transaction_key for charge in charges])
-    locked = connection.execute(statement("lock_accounts"), {"users": plain_array(users)}, prepare=True).fetchall()
-    balances: dict[str, int] = {str(user): balance for user, balance in locked}
-    known = {row[0] for row in connection.execute(statement("settled_keys"), {"keys": keys}, prepare=True)}
-    counts = dict.fromkeys(users, 0)
-    rows: list[tuple[Any, ...]] = []
-    for charge in charges:
-        counts[charge.user_id] = max(counts[charge.user_id], charge.execution_count)
-        if charge.amount and charge.transaction_key not in known:
-            known.add(charge.transaction_key)
-            left = balances[charge.user_id] = balances.get(charge.user_id, 0) - charge.amount
-            rows.append((
-                charge.transaction_key, charge.user_id, -charge.amount, left, charge.reason,
-                charge.node_exec_id, charge.graph_exec_id, charge.metadata_json, charge.time,
+    rows = connection.execute(statement("lock_accounts"), {"users": plain_array(users)}, prepare=True).fetchall()
+    accounts = {str(user): _Account(balance, noticed) for user, balance, noticed in rows}
+    if len(accounts) < len(users):
+        missing = next(user for user in users if user not in accounts)
+        raise psycopg.errors.ForeignKeyViolation(f"no account {missing}")
+    keys = text_array([charge.transaction_key for _, charge in charges])
+    known: dict[str, int] = dict(connection.execute(statement("settled_keys"), {"keys": keys}, prepare=True).fetchall())
+    opening: dict[str, Charge] = {}
+    closing: set[str] = set()
+    ledger: list[tuple[Any, ...]] = []
+    shortfalls: list[Shortfall] = []
+    for kind, charge in charges:
+        key, user_id, amount, reason, node_exec_id, graph_exec_id, time, metadata_json, count, _ = charge
+        user_id = spelled[user_id]
+        account = accounts[user_id]
+        account.execution_count = max(account.execution_count, count)
+        if kind == ChargeKind.HOLD:
+            if key not in known:
+                opening[key] = charge._replace(user_id=user_id)
+            continue
+        if kind != ChargeKind.CHARGE:
+            opening.pop(key, None)
+            closing.add(key)
+            if kind == ChargeKind.VOID:
+                continue
+        owed = known.get(key)
+        if owed is None and amount:
+            paid = min(amount, account.balance)
+            owed = known[key] = amount - paid
+            account.balance -= paid
+            account.owed += owed
+            ledger.append((
+                key, user_id, -paid, account.balance, reason, node_exec_id, graph_exec_id, metadata_json, time, owed,
             ))  # fmt: skip
-    if rows:
+        if owed:
+            shortfalls.append(Shortfall(key, user_id, node_exec_id, graph_exec_id, owed))
+    if closing:
+        _add_held(accounts, -1, connection.execute(statement("close_holds"), {"keys": text_array(list(closing))}))
+    if opening:
+        _add_held(accounts, 1, connection.execute(statement("open_holds"), _hold_columns(arena_id, opening.values())))
+    if ledger:
         columns = [
             text_array(column) if position in _TEXTS else plain_array(column)
-            for position, column in enumerate(zip(*rows, strict=True))
+            for position, column in enumerate(zip(*ledger, strict=True))
         ]
         connection.execute(statement("add_ledger_rows"), columns, prepare=True)
-    moved = [user for user in users if user in balances]
-    connection.execute(
-        statement("move_accounts"),
-        [plain_array(column) for column in (moved, map(balances.get, moved), map(counts.get, moved))],
-        prepare=True,
-    )
+    _move_accounts(connection, accounts, low_balance)
+    return shortfalls
+
+
+def load_open_holds(connection: psycopg.Connection[Any], arena_id: str) -> list[OpenHold]:
+    """Return the estimates that processes of an arena hold, as far as its charge ring is settled."""
+    rows = connection.execute(statement("holds_of_arena"), {"arena_id": arena_id})
+    return [
+        OpenHold(key, str(user), amount, str(node_exec), str(graph_exec), pid)
+        for key, user, amount, node_exec, graph_exec, pid in rows
+    ]
+
+
+def _hold_columns(arena_id: str | None, charges: Iterable[Charge]) -> list[str | None]:
+    keys, users, amounts, _, node_execs, graph_execs, times, _, _, pids = zip(*charges, strict=True)
+    return [
+        arena_id, text_array(keys),
+        *(plain_array(column) for column in (users, amounts, node_execs, graph_execs, pids, times)),
+    ]  # fmt: skip
+
+
+def _add_held(accounts: dict[str, _Account], sign: int, rows: Iterable[tuple[UUID, int]]) -> None:
+    for user, amount in rows:
+        accounts[str(user)].held += sign * amount
+
+
+def _move_accounts(connection: psycopg.Connection[Any], accounts: dict[str, _Account], low_balance: int) -> None:
+    lows = {user: account.balance < low_balance for user, account in accounts.items()}
+    moves = [
+        (user, each.opening - each.balance, each.owed, each.held, lows[user], each.execution_count)
+        for user, each in accounts.items()
+    ]
+    columns = [plain_array(column) for column in zip(*moves, strict=True)]
+    moved = connection.execute(statement("move_accounts"), columns, prepare=True).rowcount
+    if moved != len(moves):
+        raise psycopg.errors.SerializationFailure("a balance changed under its lock")
+    crossed = [
+        user
+        for user, each in accounts.items()
+        if lows[user] and (not each.noticed or each.opening >= low_balance)  # topped up since it was noticed
+    ]
+    if crossed:
+        balances = [accounts[user].balance for user in crossed]
+        connection.execute(statement("add_low_notices"), [low_balance, plain_array(crossed), plain_array(balances)])
 
 
 def _canonical(identifier: str) -> str:

@@ -3,13 +3,17 @@ waiting."""
 
 from __future__ import annotations
 
-import msgpack
+from collections.abc import Sequence
+from typing import Any
 
-from shmcache.arena import Arena
+import msgpack
+import psycopg
+
+from shmcache.arena import Arena, Entry
 from shmcache.database.batches import write_batch
 from shmcache.database.connection import connect
 from shmcache.database.settlement import settle
-from shmcache.writes import WRITE_TYPES, Charge
+from shmcache.writes import CHARGE_TYPES, WRITE_TYPES, Charge
 
 
 def drain(arena: Arena, database_url: str) -> None:
@@ -22,6 +26,11 @@ def drain(arena: Arena, database_url: str) -> None:
                 if ring is arena.write_ring:
                     write_batch(connection, [WRITE_TYPES[e.kind](*msgpack.unpackb(e.payload)) for e in entries])
                 else:
-                    settle(connection, [Charge(*msgpack.unpackb(e.payload)) for e in entries])
+                    _settle(connection, arena, entries)
             if entries:
                 ring.advance(entries[-1].sequence)
+
+
+def _settle(connection: psycopg.Connection[Any], arena: Arena, entries: Sequence[Entry]) -> None:
+    charges = [(e.kind, CHARGE_TYPES[e.kind](*msgpack.unpackb(e.payload))) for e in entries]
+    settle(connection, [(kind, each) for kind, each in charges if isinstance(each, Charge)], arena_id=arena.arena_id)

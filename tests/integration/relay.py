@@ -1,4 +1,4 @@
-"""A relay between a client and PostgreSQL that counts round trips on the wire."""
+"""A relay between a client and PostgreSQL that counts round trips on the wire, and can lose answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 class Relay:
     """Listens on a unix socket in `directory` and passes everything to the server that `url` names.
 
-    A round trip begins when the client sends something after the server has spoken, or first of all."""
+    A round trip begins when the client sends something after the server has spoken, or first of all.
+
+    `lose(statement, times)`: so many times, when a client has sent the statement and the server has answered, the
+    answer is thrown away and the connection cut. `lost` counts them."""
 
     def __init__(self, url: str, directory: Path) -> None:
         self._target = f"{conninfo_to_dict(url)['host']}/.s.PGSQL.5432"
@@ -27,6 +30,12 @@ class Relay:
         self._thread = threading.Thread(target=self._run)
         self.url = make_conninfo(url, host=str(directory))
         self.round_trips = 0
+        self.lost = 0
+        self._losing = (b"", 0)
+
+    def lose(self, statement: bytes, times: int) -> None:
+        """Lose the answers to a statement so many times, from now on."""
+        self._losing = (statement, self.lost + times)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -44,6 +53,7 @@ class Relay:
         peers: dict[socket.socket, socket.socket] = {}
         clients: set[socket.socket] = set()
         answered: set[socket.socket] = set()
+        doomed: set[socket.socket] = set()
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._stopped, selectors.EVENT_READ)
@@ -71,6 +81,9 @@ class Relay:
                     with contextlib.suppress(ConnectionError):
                         data = ready.recv(1 << 16)
                     other = peers[ready]
+                    if other in doomed:  # the server's answer
+                        doomed.discard(other)
+                        data = b""
                     if not data:
                         for each in (ready, other):
                             selector.unregister(each)
@@ -81,6 +94,10 @@ class Relay:
                         if ready in answered and data[:1] != b"X":  # "X" is goodbye: nobody waits for an answer
                             self.round_trips += 1
                         answered.discard(ready)
+                        statement, until = self._losing
+                        if self.lost < until and statement in data:
+                            self.lost += 1
+                            doomed.add(ready)
                     else:
                         answered.add(other)
                     with contextlib.suppress(ConnectionError):

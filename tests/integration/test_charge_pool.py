@@ -56,7 +56,7 @@ def start_charger(arena: Arena, database_url: str, settings: Settings) -> Iterat
     started: list[psutil.Process] = []
 
     def start(hang_seconds: float = 60.0) -> psutil.Process:
-        process = _FORK.Process(target=_charge, args=(arena, database_url, settings, hang_seconds))
+        process = _FORK.Process(target=run_charger, args=(arena, database_url, settings, hang_seconds))
         process.start()
         started.append(psutil.Process(process.pid))
         return started[-1]
@@ -68,7 +68,7 @@ def start_charger(arena: Arena, database_url: str, settings: Settings) -> Iterat
     psutil.wait_procs(started, timeout=10)
 
 
-def _charge(arena: Arena, database_url: str, settings: Settings, hang_seconds: float) -> None:
+def run_charger(arena: Arena, database_url: str, settings: Settings, hang_seconds: float) -> None:
     stop = False
 
     def ask(*_: object) -> None:
@@ -209,20 +209,41 @@ def test_a_pool_that_hangs_is_replaced(
     assert arena.counter_totals()["pool_replaced"] >= 1
 
 
-def test_what_an_account_cannot_bear_is_a_dead_letter_and_the_others_are_settled(
+def test_what_an_account_cannot_bear_is_owed_and_the_others_are_settled(
     arena: Arena, users: list[str], database_url: str, settings: Settings
 ) -> None:
     charge(arena, users, 0, 40)
     charge(arena, users, 1_000, 1, amount=OPENING)
     charge(arena, users, 40, 40)
     ChargePool(arena, database_url, settings).run_once()
+    poor = users[1_000 % len(users)]
+    with connect(database_url, application_name="test") as connection:
+        settled = connection.execute("SELECT count(*), sum(owed) FROM ledger").fetchone()
+        account = queries.load_account(connection, poor)
+        row = connection.execute("SELECT amount, owed FROM ledger WHERE transaction_key = 'charge 1000'").fetchone()
+    assert settled == (81, 30)
+    assert row == (-(OPENING - 15), 15), "five charges of 3 came before it, five after it are owed whole"
+    assert account is not None
+    assert (account.balance, account.debt) == (0, 30)
+
+
+def test_a_charge_that_cannot_be_stored_is_a_dead_letter_and_the_others_are_settled(
+    arena: Arena, users: list[str], database_url: str, settings: Settings
+) -> None:
+    charge(arena, users, 0, 40)
+    bad = Charge("bad", users[0], 5, "run", None, None, 0.0, "no JSON", 0)
+    wanted = Transaction()
+    wanted.operations.append(Append("charge", ChargeKind.CHARGE, msgpack.packb(bad)))
+    wanted.operations.append(Append("charge", ChargeKind.CHARGE, b"no msgpack"))
+    arena.commit(wanted)
+    charge(arena, users, 40, 40)
+    ChargePool(arena, database_url, settings).run_once()
     with connect(database_url, application_name="test") as connection:
         settled = connection.execute("SELECT count(*) FROM ledger").fetchone()
-        letters = connection.execute("SELECT sequence, sqlstate, payload FROM dead_letters").fetchall()
+        letters = connection.execute("SELECT sequence, sqlstate FROM dead_letters ORDER BY sequence").fetchall()
     assert settled == (80,)
-    assert [(sequence, state) for sequence, state, _ in letters] == [(41, "23514")]
-    assert msgpack.unpackb(letters[0][2])[0] == "charge 1000"
-    assert arena.counter_totals()[Counter.DEAD_LETTERS.name.lower()] == 1
+    assert letters == [(41, "22P02"), (42, None)]
+    assert arena.counter_totals()[Counter.DEAD_LETTERS.name.lower()] == 2
 
 
 def test_charges_wait_while_the_database_throws_everybody_out(

@@ -10,13 +10,29 @@ from typing import NamedTuple
 import pytest
 
 from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PLAIN, Arena, Counter, layout, memory
-from shmcache.arena.transaction import Add, Append, Delete, Enqueue, Number, Put, Release, SetCounter, Touch
+from shmcache.arena.transaction import (
+    Add,
+    Advance,
+    Append,
+    Clear,
+    Delete,
+    Enqueue,
+    Exchange,
+    Number,
+    Put,
+    Rebase,
+    Release,
+    SetCounter,
+    SetOnce,
+    Touch,
+)
 from tests.unit.arena_state import Points, commit, die, key, run_in_child, state
 
 FAMILY, GROUP, MEMBER, OTHER, LONG, PLAIN, GRAPH, NUMBERED, COUNTED = (key(n) for n in range(1, 10))
 SINGLE = key(10)
 QUEUED = key(20)
 NEW = key(30)
+BASE = key(31)
 LONG_RECORD = bytes(range(256)) * 700  # eleven slabs of 16 KiB
 
 
@@ -53,6 +69,10 @@ CASES = {
     "release with follow": Case(lambda a: commit(a, Release(QUEUED, GRAPH, 2)), _take),
     "number": Case(lambda a: commit(a, Number(NUMBERED, COUNTED))),
     "add": Case(lambda a: commit(a, Add(COUNTED, 5))),
+    "hold": Case(lambda a: commit(a, Append("charge", 1, b"c"), Add(COUNTED, -3, 0), SetOnce(NEW, -4))),
+    "clear": Case(lambda a: commit(a, Clear(COUNTED, 41), Clear(NEW, 0), Append("charge", 1, b"v"))),
+    "exchange": Case(lambda a: commit(a, Exchange(COUNTED, b"settled"), Exchange(NEW, b"nothing"))),
+    "release": Case(lambda a: commit(a, Advance("charge", 0, 1), Rebase(COUNTED, BASE, 38, 5), Rebase(NEW, BASE, 1))),
     "advance": Case(lambda a: a.write_ring.advance(2)),
     "put the first plain record": Case(lambda a: a.put(NEW, b"n" * 300)),
     "delete a plain record": Case(lambda a: commit(a, Delete(SINGLE))),
@@ -77,7 +97,7 @@ def prepared() -> Iterator[tuple[Arena, bytes]]:
         commit(arena, Put(GROUP, b"group", FAMILY, FLAG_INDEXED), Put(MEMBER, b"member", GROUP))
         commit(arena, Put(OTHER, b"other", FAMILY))
         commit(arena, Put(LONG, LONG_RECORD), Put(PLAIN, b"plain"), Put(NUMBERED, b"numbered"))
-        commit(arena, Touch(COUNTED), SetCounter(COUNTED, 41))
+        commit(arena, Touch(COUNTED), SetCounter(COUNTED, 41), Touch(BASE), SetCounter(BASE, 50))
         for number in range(3):
             arena.put(SINGLE, b"single" * number)
         for number in range(100, 250):

@@ -1,1 +1,1 @@
-SELECT transaction_key FROM ledger WHERE transaction_key = ANY (%(keys)s::text[])
+SELECT transaction_key, owed FROM ledger WHERE transaction_key = ANY (%(keys)s::text[])

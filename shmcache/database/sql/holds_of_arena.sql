@@ -1,0 +1,2 @@
+SELECT transaction_key, user_id, amount, node_execution_id, graph_execution_id, owner_pid FROM holds
+WHERE arena_id = %(arena_id)s
