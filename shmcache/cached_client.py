@@ -633,8 +633,9 @@ E = TypeVar("E", NodeExecution, GraphExecution)
 
 def _moved(execution: E, status: ExecutionStatus, now: float) -> E:
     """Return an execution with another status, and with the times that the move sets."""
+    moves = execution.moves + 1
     if status is ExecutionStatus.QUEUED and isinstance(execution, NodeExecution):
-        return execution._replace(status=status, queued_at=now, ended_at=None)
+        return execution._replace(status=status, queued_at=now, ended_at=None, moves=moves)
     if status is ExecutionStatus.RUNNING:
-        return execution._replace(status=status, started_at=execution.started_at or now, ended_at=None)
-    return execution._replace(status=status, ended_at=now if status in FINAL_STATUSES else None)
+        return execution._replace(status=status, started_at=execution.started_at or now, ended_at=None, moves=moves)
+    return execution._replace(status=status, ended_at=now if status in FINAL_STATUSES else None, moves=moves)

@@ -126,6 +126,7 @@ def _graph_execution_row(execution: GraphExecution) -> Append:
         execution.started_at,
         execution.ended_at,
         json_text(execution.stats),
+        execution.moves,
     )
     return Append("write", WriteKind.GRAPH_EXECUTION, pack(row))
 
@@ -141,5 +142,6 @@ def _node_execution_row(execution: NodeExecution) -> Append:
         execution.started_at,
         execution.ended_at,
         json_text(execution.stats) if execution.stats else "{}",
+        execution.moves,
     )
     return Append("write", WriteKind.NODE_EXECUTION, pack(row))

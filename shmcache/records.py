@@ -87,7 +87,9 @@ class Graph(NamedTuple):
 
 
 class GraphExecution(NamedTuple):
-    """One run of a graph for a user. `inputs` maps the started nodes to what they are started with."""
+    """One run of a graph for a user. `inputs` maps the started nodes to what they are started with.
+
+    `moves` counts the moves of its status: of two versions of it, the one with more is the newer."""
 
     id: str
     graph_id: str
@@ -98,6 +100,7 @@ class GraphExecution(NamedTuple):
     started_at: float | None
     ended_at: float | None
     stats: Mapping[str, Any]
+    moves: int = 0
 
 
 class InputSource(NamedTuple):
@@ -111,7 +114,7 @@ class NodeExecution(NamedTuple):
     """One run of a node within a graph execution.
 
     `outputs` has a list for each name, in the order yielded; `output_count` counts them over all names.
-    `sources` names, for inputs that another execution made, which one."""
+    `sources` names, for inputs that another execution made, which one. `moves` counts the moves of its status."""
 
     id: str
     graph_exec_id: str
@@ -128,6 +131,7 @@ class NodeExecution(NamedTuple):
     started_at: float | None
     ended_at: float | None
     stats: Mapping[str, Any]
+    moves: int = 0
 
 
 class Account(NamedTuple):

@@ -31,6 +31,7 @@ class GraphExecutionWrite(NamedTuple):
     started_at: float | None
     ended_at: float | None
     stats_json: str
+    moves: int = 0
 
 
 class NodeExecutionWrite(NamedTuple):
@@ -45,6 +46,7 @@ class NodeExecutionWrite(NamedTuple):
     started_at: float | None
     ended_at: float | None
     stats_json: str
+    moves: int = 0
 
 
 class InputWrite(NamedTuple):

@@ -2,7 +2,8 @@
 
 Parents go before children: graph executions, node executions, inputs, outputs. A key that stands twice in a batch is
 merged first, because one INSERT ... ON CONFLICT refuses to touch a row twice: of an execution the last row stands
-(each carries the whole row), with the earliest start. Writing a batch twice leaves the same rows."""
+(each carries the whole row), with the earliest start and, if it has ended, the latest end. Writing a batch twice leaves
+the same rows."""
 
 from __future__ import annotations
 
@@ -19,21 +20,39 @@ from shmcache.writes import GraphExecutionWrite, InputWrite, NodeExecutionWrite,
 E = TypeVar("E", GraphExecutionWrite, NodeExecutionWrite)
 
 
+class _Executions(dict[str, E]):
+    """Rows of executions by identifier, merged as they are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest_end: dict[str, float] = {}
+
+    def add(self, row: E) -> None:
+        identifier = row.id
+        earlier = self.get(identifier)
+        if earlier is not None and earlier.started_at is not None:
+            row = row._replace(started_at=min(earlier.started_at, row.started_at or earlier.started_at))
+        if row.ended_at is not None:
+            latest = self._latest_end[identifier] = max(row.ended_at, self._latest_end.get(identifier, row.ended_at))
+            row = row._replace(ended_at=latest) if latest != row.ended_at else row
+        self[identifier] = row
+
+
 def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) -> None:
     """Write rows inside the caller's transaction. Raises psycopg.Error as the database does."""
-    graph_executions: dict[str, GraphExecutionWrite] = {}
-    node_executions: dict[str, NodeExecutionWrite] = {}
+    graph_executions: _Executions[GraphExecutionWrite] = _Executions()
+    node_executions: _Executions[NodeExecutionWrite] = _Executions()
     inputs: dict[tuple[str, str], InputWrite] = {}
     outputs: dict[tuple[str, int], OutputWrite] = {}
     for write in writes:
         if type(write) is NodeExecutionWrite:
-            node_executions[write.id] = _merged(node_executions.get(write.id), write)
+            node_executions.add(write)
         elif type(write) is OutputWrite:
             outputs.setdefault((write.node_exec_id, write.ordinal), write)
         elif type(write) is InputWrite:
             inputs[write.node_exec_id, write.name] = write
         elif type(write) is GraphExecutionWrite:
-            graph_executions[write.id] = _merged(graph_executions.get(write.id), write)
+            graph_executions.add(write)
     for name, rows in (
         ("write_graph_executions", graph_executions),
         ("write_node_executions", node_executions),
@@ -57,9 +76,3 @@ def _array(field: str, column: Sequence[Any]) -> str:
     if field.endswith("_json"):
         return text_array([exact_floats(text) for text in column])
     return text_array(column) if field == "name" else plain_array(column)
-
-
-def _merged(earlier: E | None, later: E) -> E:
-    if earlier is None or earlier.started_at is None:
-        return later
-    return later._replace(started_at=min(earlier.started_at, later.started_at or earlier.started_at))

@@ -111,7 +111,7 @@ def graph_execution(row: Sequence[Any]) -> GraphExecution:
     """Return the record of a row as `sql/load_graph_execution.sql` gives it."""
     return GraphExecution(
         str(row[0]), str(row[1]), str(row[2]), ExecutionStatus(row[3]), freeze(row[4]),
-        float(row[5]), _time(row[6]), _time(row[7]), freeze(row[8]),
+        float(row[5]), _time(row[6]), _time(row[7]), freeze(row[8]), row[9],
     )  # fmt: skip
 
 
@@ -172,6 +172,7 @@ def node_execution(row: Sequence[Any]) -> NodeExecution:
         started_at=_time(row[11]),
         ended_at=_time(row[12]),
         stats=freeze(row[13]),
+        moves=row[14],
     )
 
 

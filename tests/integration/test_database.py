@@ -202,10 +202,54 @@ def test_a_final_status_is_not_overwritten_by_an_older_row(connection: Connectio
 def test_a_terminated_execution_may_run_again(connection: Connection) -> None:
     run, step = new_id(), new_id()
     write_batch(connection, [graph_row(run), node_row(step, run, S.TERMINATED, ended_at=5.0)])
-    write_batch(connection, [node_row(step, run, S.QUEUED, queued_at=6.0)])
+    write_batch(connection, [node_row(step, run, S.QUEUED, queued_at=6.0, moves=1)])
     found = queries.load_node_execution(connection, step)
     assert found is not None
     assert (found.status, found.ended_at) == (S.QUEUED, None)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        (S.INCOMPLETE, S.QUEUED, S.RUNNING, S.COMPLETED),
+        (S.QUEUED, S.RUNNING, S.TERMINATED, S.QUEUED),
+        (S.RUNNING, S.REVIEW, S.RUNNING, S.TERMINATED, S.RUNNING),
+    ],
+    ids=lambda path: path[-1],
+)
+def test_whatever_order_the_moves_of_a_status_arrive_in_the_last_one_stands(
+    connection: Connection, path: tuple[S, ...]
+) -> None:
+    run, step = new_id(), new_id()
+    write_batch(connection, [graph_row(run)])
+    for order in itertools.permutations(range(len(path))):
+        connection.execute("DELETE FROM node_executions")
+        connection.execute("DELETE FROM graph_executions WHERE id <> %s", (run,))
+        other = new_id()
+        for place in order:
+            write_batch(connection, [node_row(step, run, path[place], moves=place)])
+            write_batch(connection, [graph_row(other, path[place], moves=place)])
+        found = queries.load_node_execution(connection, step), queries.load_graph_execution(connection, other)
+        assert [(each.status, each.moves) for each in found if each] == [(path[-1], len(path) - 1)] * 2
+
+
+def test_a_batch_keeps_the_last_status_with_the_earliest_start_and_the_latest_end(connection: Connection) -> None:
+    run, step = new_id(), new_id()
+    write_batch(connection, [
+        graph_row(run),
+        node_row(step, run, S.RUNNING, started_at=3.0),
+        node_row(step, run, S.TERMINATED, started_at=3.0, ended_at=5.0, moves=1),
+        node_row(step, run, S.RUNNING, started_at=4.0, moves=2),
+        node_row(step, run, S.COMPLETED, started_at=4.0, ended_at=4.5, moves=3),
+    ])  # fmt: skip
+    found = queries.load_node_execution(connection, step)
+    assert found is not None
+    assert (found.status, found.started_at, found.ended_at) == (S.COMPLETED, 3.0, 5.0)
+    write_batch(connection, [node_row(step := new_id(), run, S.TERMINATED, ended_at=5.0),
+                             node_row(step, run, S.QUEUED, queued_at=6.0, moves=1)])  # fmt: skip
+    found = queries.load_node_execution(connection, step)
+    assert found is not None
+    assert (found.status, found.ended_at) == (S.QUEUED, None), "what runs again has not ended"
 
 
 def test_an_input_is_replaced_and_an_output_is_not(connection: Connection) -> None:

@@ -5,5 +5,6 @@ UPDATE graph_executions SET
         WHEN %(status)s = ANY ('{COMPLETED,FAILED,TERMINATED}') THEN to_timestamp(%(time)s)
         WHEN %(status)s IS NULL THEN ended_at
     END,
-    stats = stats || %(stats)s::jsonb
+    stats = stats || %(stats)s::jsonb,
+    moves = moves + (%(status)s::text IS NOT NULL)::int
 WHERE id = %(id)s AND (%(status)s::text IS NULL OR status = ANY (%(allowed)s))

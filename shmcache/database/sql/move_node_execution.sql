@@ -4,7 +4,8 @@ WITH moved AS (
         queued_at = CASE WHEN %(status)s = 'QUEUED' THEN to_timestamp(%(time)s) ELSE queued_at END,
         started_at = CASE WHEN %(status)s = 'RUNNING' THEN coalesce(started_at, to_timestamp(%(time)s)) ELSE started_at END,
         ended_at = CASE WHEN %(status)s = ANY ('{COMPLETED,FAILED,TERMINATED}') THEN to_timestamp(%(time)s) END,
-        stats = stats || %(stats)s::jsonb
+        stats = stats || %(stats)s::jsonb,
+        moves = moves + 1
     WHERE id = %(id)s AND status = ANY (%(allowed)s)
     RETURNING id
 )
