@@ -7,9 +7,10 @@
     5  advance   the ring's head moves                                         death: the next leader does it in step 2
     6  wait      until asked to drain, the ring is half full, or the interval is over; then 3 again
 
-What passes (a lost connection, a deadlock, a shutdown, a full disk) repeats from 3 for ever, with growing waits, and
-with a batch half as large, in case its size was the reason. Asked to stop, it drains what is on the ring and ends; if
-the database is away then, it tries for some seconds more and leaves the rest where the next leader finds it.
+What passes (a lost connection, a deadlock, a shutdown, a full disk) repeats from 3 for ever, with growing waits. How
+large a batch may be follows from how long the last ones took (see `batch_limit`). Asked to stop, it drains what is on
+the ring and ends; if the database is away then, it tries for some seconds more and leaves the rest where the next
+leader finds it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from shmcache.database.bookkeeping import Checkpoint, add_dead_letter, begin_epo
 from shmcache.database.connection import connect
 from shmcache.errors import DatabaseUnavailable, Fenced
 from syncer.backoff import Backoff
+from syncer.batch_limit import BatchLimit
 from syncer.election import Candidate
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ ShouldStop = Callable[[], bool]
 _TURN_SECONDS = 0.1
 _STOPPING_SECONDS = 10.0
 _OUTAGE_LOG_SECONDS = 60.0
+_COMMIT_SECONDS = 0.5
+"""How long a commit may well take: a durable write, a new leader and a fenced one wait for about so much."""
 _IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
 """A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one."""
 
@@ -65,12 +69,14 @@ class RingConsumer(ABC):
         self._database_url = database_url
         self._settings = settings
         self._interval_seconds = interval_seconds
-        self._most_entries = self._batch_entries = batch_entries
-        self._batch_bytes = batch_bytes
+        self._limit = BatchLimit(batch_entries, batch_bytes, _COMMIT_SECONDS)
         self._connection: psycopg.Connection[Any] | None = None
         self._backoff = Backoff()
         self._outage_logged_at = 0.0
         self._give_up_at: float | None = None
+        self._abandon: ShouldStop = lambda: False
+        self.on_batch: Callable[[], None] | None = None
+        """Called after each batch that is in the database."""
 
     def run(self, should_stop: ShouldStop) -> None:
         """Stand for election, lead, drain at every interval or when asked to; on `should_stop` drain once more."""
@@ -86,9 +92,11 @@ class RingConsumer(ABC):
                 candidate.leave()
 
     def run_once(self, should_stop: ShouldStop = lambda: False) -> None:
-        """Stand for election until `should_stop`, drain what is on the ring, leave. Raises Fenced.
+        """Stand for election, drain what is on the ring, leave; on `should_stop` leave after the batch at hand. Raises
+        Fenced.
 
         Where the database stays away, the rest stays on the ring."""
+        self._abandon = should_stop
         candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
         if candidate.wait(should_stop):
             try:
@@ -136,7 +144,14 @@ class RingConsumer(ABC):
     def _add_dead_letter(self, entry: Entry, error: Exception) -> None:
         logger.error("dead letter: entry %d of the %s ring: %s", entry.sequence, self._ring.name, one_line(error))
         add_dead_letter(
-            self._connected(), self._arena.arena_id, self._ring.name, entry.sequence, entry.kind, entry.payload, error
+            self._connected(),
+            self._arena.arena_id,
+            self._ring.name,
+            entry.sequence,
+            entry.kind,
+            entry.payload,
+            error,
+            entry.intact,
         )
 
     def _lead(self, should_stop: ShouldStop) -> None:
@@ -167,18 +182,21 @@ class RingConsumer(ABC):
 
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
         """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
-        while entries := self._ring.read(sequence, self._batch_entries, self._batch_bytes):
+        while not self._abandon() and (entries := self._ring.read(sequence, self._limit.entries, self._limit.bytes)):
+            started = time.monotonic()
             try:
                 self._carry(entries, epoch)
             except self.passing as error:
-                self._batch_entries = max(1, len(entries) // 2)
+                self._limit.failed(len(entries))
                 if not self._wait_after(error, should_stop):
                     return sequence
             else:
                 self._succeeded()
-                self._batch_entries = min(self._most_entries, self._batch_entries * 2)
+                self._limit.committed(len(entries), time.monotonic() - started)
                 sequence = entries[-1].sequence
                 self._ring.advance(sequence)
+                if self.on_batch is not None:
+                    self.on_batch()
         return sequence
 
     def _wait_after(self, error: Exception, should_stop: ShouldStop) -> bool:
@@ -193,6 +211,8 @@ class RingConsumer(ABC):
         until = now + self._backoff.next_seconds()
         while True:
             now = time.monotonic()
+            if self._abandon():
+                return False
             if should_stop():
                 self._give_up_at = self._give_up_at or now + _STOPPING_SECONDS
                 if now >= self._give_up_at:

@@ -12,14 +12,13 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgpack
-
 from shmcache.arena import Arena, Counter, Entry
 from shmcache.config import Settings
 from shmcache.database.batches import write_batch
 from shmcache.database.bookkeeping import move_checkpoint
-from shmcache.writes import WRITE_TYPES, Write, WriteKind
+from shmcache.writes import Write, WriteKind
 from syncer.consumer import RingConsumer
+from syncer.entries import read_write
 from syncer.refusals import write_around_refusals
 
 logger = logging.getLogger(__name__)
@@ -90,9 +89,7 @@ def _decode(entries: Sequence[Entry]) -> tuple[list[_Decoded], list[tuple[Entry,
         try:
             if not entry.intact:
                 raise ValueError("the entry's checksum does not match its bytes")
-            decoded.append(_Decoded(entry, WRITE_TYPES[entry.kind](*msgpack.unpackb(entry.payload))))
-        except KeyError:
-            broken.append((entry, ValueError(f"no kind of entry is numbered {entry.kind}")))
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            decoded.append(_Decoded(entry, read_write(entry.kind, entry.payload)))
+        except ValueError as error:
             broken.append((entry, error))
     return decoded, broken

@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `shmcache supervise`, `shmcache inspect`, `shmcache accounts`."""
+"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`."""
 
 from __future__ import annotations
 
@@ -156,6 +156,89 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
+def drain(name: str, as_json: bool) -> int:
+    """Carry what a dead supervisor's arena holds to the database, then remove the arena.
+
+    The next start does the same by itself, for all arenas that it finds.
+
+    Exit status 0 if all is in the database, 1 if some is left, in the arena."""
+    from tools.drain import drain_by_hand
+
+    return 0 if drain_by_hand(name, _settings(arena=name), as_json) else 1
+
+
+@cli.group("dead-letters")
+def dead_letters() -> None:
+    """Look at what the database refused; try it again; throw it away."""
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_letter_ids = click.argument("ids", nargs=-1, type=click.IntRange(1), metavar="[ID]...")
+_all_option = click.option("--all", "all_letters", is_flag=True, help="All that there are.")
+
+
+@dead_letters.command("list")
+@click.option("--ring", type=click.Choice(["write", "charge"]), help="Only those of this ring.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="So many, the oldest first.")
+@_json_option
+def list_letters(ring: str | None, limit: int, as_json: bool) -> int:
+    """List dead letters, oldest first."""
+    from tools.dead_letters import print_list
+
+    print_list(_settings(), ring, limit, as_json)
+    return 0
+
+
+@dead_letters.command("show")
+@click.argument("letter_id", metavar="ID", type=click.IntRange(1))
+@_json_option
+def show_letter(letter_id: int, as_json: bool) -> int:
+    """Show one with its entry, decoded or, where it cannot be, as bytes."""
+    from tools.dead_letters import print_one
+
+    print_one(_settings(), letter_id, as_json)
+    return 0
+
+
+@dead_letters.command("replay")
+@_letter_ids
+@_all_option
+@_json_option
+def replay_letters(ids: tuple[int, ...], all_letters: bool, as_json: bool) -> int:
+    """Try dead letters again; those that are written now are dead letters no more.
+
+    Exit status 0 if all of them were written, 1 if some were refused again or are not there."""
+    from tools.dead_letters import replay_letters
+
+    _check_choice(ids, all_letters)
+    return 0 if replay_letters(_settings(), ids, as_json) else 1
+
+
+@dead_letters.command("discard")
+@_letter_ids
+@_all_option
+@click.option("--yes", is_flag=True, help="Do not ask before all are thrown away.")
+@_json_option
+def discard_letters(ids: tuple[int, ...], all_letters: bool, yes: bool, as_json: bool) -> int:
+    """Throw dead letters away: what they hold is lost.
+
+    Exit status 0, or 1 if some are not there."""
+    from tools.dead_letters import discard_letters
+
+    _check_choice(ids, all_letters)
+    if all_letters and not yes:
+        click.confirm("Throw all dead letters away?", abort=True, err=True)
+    return 0 if discard_letters(_settings(), ids, as_json) else 1
+
+
+def _check_choice(ids: tuple[int, ...], all_letters: bool) -> None:
+    if bool(ids) == all_letters:
+        raise click.UsageError("name dead letters by their ids, or give --all")
 
 
 def _callable(target: str) -> Callable[[], Any]:

@@ -72,7 +72,7 @@ def open_arena(
     if arena.identity != identity:
         raise ArenaUnusable(name, "it belongs to another database: start a supervisor there, or choose another name")
     _await_orphans(arena, should_stop)
-    if _living(arena):
+    if living(arena):
         raise ArenaExists(name)
     returned = arena.release_dead()
     arena.sweep()
@@ -90,7 +90,7 @@ def _belongs_to(name: str, identity: bytes) -> bool:
         logger.warning("%s", error)
         return False
     try:
-        if arena.identity != identity and not _living(arena) and not is_mapping(arena.identity):
+        if arena.identity != identity and not living(arena) and not is_mapping(arena.identity):
             logger.warning("arena %s was left over by a run on another database: start one there to drain it", name)
         return arena.identity == identity
     finally:
@@ -106,7 +106,7 @@ def _drain_leftover(
     except (ArenaMissing, ArenaUnusable):
         return False
     try:
-        if arena.identity != identity or _living(arena) or not drain(arena, database_url, settings, should_stop):
+        if arena.identity != identity or living(arena) or not drain(arena, database_url, settings, should_stop):
             return False
         arena.unlink()
         remove_locks(settings.state_dir, name)
@@ -115,8 +115,16 @@ def _drain_leftover(
         arena.close()
 
 
-def drain(arena: Arena, database_url: str, settings: Settings, should_stop: Callable[[], bool]) -> bool:
-    """End what is unfinished in an arena and carry its rings to the database; return whether all of it went."""
+def drain(
+    arena: Arena,
+    database_url: str,
+    settings: Settings,
+    should_stop: Callable[[], bool],
+    on_batch: Callable[[], None] | None = None,
+) -> bool:
+    """End what is unfinished in an arena and carry its rings to the database; return whether all of it went.
+
+    `on_batch` is called after each batch that did; `should_stop` ends it before the next one."""
     logger.info("draining arena %s, which was left over", arena.name)
     arena.enter("supervisor")
     ended = terminate_unfinished(arena, database_url, settings)
@@ -137,14 +145,15 @@ def unsynced(arena: Arena) -> int:
     return sum(ring.last_sequence - ring.committed_sequence for ring in (arena.write_ring, arena.charge_ring))
 
 
-def _living(arena: Arena) -> list[int]:
+def living(arena: Arena) -> list[int]:
+    """Return the pids of the processes that are attached to an arena and live, this one not among them."""
     return [process.pid for process in arena.processes() if process.alive]
 
 
 def _await_orphans(arena: Arena, should_stop: Callable[[], bool]) -> None:
     """Wait for the processes whose supervisor died: they drain what they can, and leave."""
     deadline = time.monotonic() + _ORPHANS_SECONDS
-    while (pids := _living(arena)) and time.monotonic() < deadline and not should_stop():
+    while (pids := living(arena)) and time.monotonic() < deadline and not should_stop():
         logger.info("arena %s: waiting for %d processes of its last supervisor to leave", arena.name, len(pids))
         try:
             descriptor = os.pidfd_open(pids[0])

@@ -47,8 +47,9 @@ def add_dead_letter(
     kind: int,
     payload: bytes,
     error: BaseException,
+    intact: bool = True,
 ) -> None:
-    """Keep an entry that the database refused, whole, with its error."""
+    """Keep an entry that the database refused, whole, with its error; `intact`: its checksum held."""
     connection.execute(
         statement("add_dead_letter"),
         {
@@ -57,10 +58,16 @@ def add_dead_letter(
             "sequence": sequence,
             "kind": kind,
             "payload": payload,
-            "error": f"{type(error).__name__}: {error}".replace("\0", "\\0"),
+            "intact": intact,
+            "error": error_text(error),
             "sqlstate": getattr(error, "sqlstate", None),
         },
     )
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error as the database can keep it."""
+    return f"{type(error).__name__}: {error}".replace("\0", "\\0")
 
 
 def count_dead_letters(connection: psycopg.Connection[Any], arena_id: str) -> int:

@@ -245,8 +245,10 @@ def test_a_batch_keeps_the_last_status_with_the_earliest_start_and_the_latest_en
     found = queries.load_node_execution(connection, step)
     assert found is not None
     assert (found.status, found.started_at, found.ended_at) == (S.COMPLETED, 3.0, 5.0)
-    write_batch(connection, [node_row(step := new_id(), run, S.TERMINATED, ended_at=5.0),
-                             node_row(step, run, S.QUEUED, queued_at=6.0, moves=1)])  # fmt: skip
+    step = new_id()
+    write_batch(connection, [
+        node_row(step, run, S.TERMINATED, ended_at=5.0), node_row(step, run, S.QUEUED, queued_at=6.0, moves=1)
+    ])  # fmt: skip
     found = queries.load_node_execution(connection, step)
     assert found is not None
     assert (found.status, found.ended_at) == (S.QUEUED, None), "what runs again has not ended"

@@ -1,0 +1,5 @@
+SELECT id, ring, sequence, kind, payload, intact
+FROM dead_letters
+WHERE id = ANY (%(ids)s::int8[])
+ORDER BY arena_id, ring DESC, sequence
+FOR UPDATE
