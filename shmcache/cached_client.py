@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from shmcache.account_keys import ACCOUNTS, base_key, count_key, hold_mark, marked, spend_mark
-from shmcache.arena import FLAG_INDEXED, FLAG_PINNED, Arena, Conflict, Counter, CounterTooLow, Transaction
+from shmcache.arena import FLAG_INDEXED, FLAG_PINNED, Arena, Conflict, Counter, CounterTooLow, Ring, Transaction
 from shmcache.arena.transaction import (
     Add,
     AlreadySet,
@@ -25,6 +26,7 @@ from shmcache.arena.transaction import (
     Enqueue,
     Number,
     Operation,
+    Outcome,
     Put,
     Release,
     SetCounter,
@@ -37,7 +39,7 @@ from shmcache.codec import NodeGroup, PartialExecution, encode, json_text, pack,
 from shmcache.config import Settings
 from shmcache.database import queries
 from shmcache.database.settlement import OpenHold
-from shmcache.errors import FlushTimeout, InsufficientBalanceError, NotFound, ShmcacheError
+from shmcache.errors import FlushTimeout, InsufficientBalanceError, InvalidValue, NotFound, ShmcacheError
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import FrozenDict, FrozenList, freeze
 from shmcache.identifiers import id_bytes, id_text, new_id
@@ -75,8 +77,9 @@ class CachedClient(ExecutionDataClient):
             spend=self._spend, wait_settled=self._wait_settled, get_node=self.get_node, settings=settings
         )
         self._last_time = 0.0
-        self._write_sequence = 0
-        self._charge_sequence = 0
+        # The last sequence of each thread, by its number, on each ring.
+        self._write_sequences: dict[int, int] = {}
+        self._charge_sequences: dict[int, int] = {}
 
     # Definitions
 
@@ -133,7 +136,13 @@ class CachedClient(ExecutionDataClient):
     # Executions, written
 
     def create_graph_execution(
-        self, graph_id: str, user_id: str, inputs: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        graph_id: str,
+        user_id: str,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient."""
         graph = self.get_graph(graph_id)
@@ -149,7 +158,7 @@ class CachedClient(ExecutionDataClient):
             pending.others.insert(0, Touch(id_bytes(execution.id), FLAG_INDEXED))
             return execution
 
-        return self.atomically(create)
+        return self.atomically(create, durable=durable, urgent=urgent)
 
     def upsert_execution_input(
         self,
@@ -159,6 +168,9 @@ class CachedClient(ExecutionDataClient):
         input_data: Any = None,
         node_exec_id: str | None = None,
         source: InputSource | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> tuple[str, Mapping[str, Any]]:
         """See ExecutionDataClient."""
         value = freeze(input_data)
@@ -180,7 +192,7 @@ class CachedClient(ExecutionDataClient):
                 records.writing().rows.append((WriteKind.INPUT, row))
             return target.execution.id, records.whole(target).inputs
 
-        return self.atomically(upsert)
+        return self.atomically(upsert, durable=durable, urgent=urgent)
 
     def _execution_for_input(
         self, node_id: str, graph_exec_id: str, input_name: str | None, node_exec_id: str | None
@@ -224,6 +236,8 @@ class CachedClient(ExecutionDataClient):
         output_data: Any = None,
         *,
         ordinal: int | None = None,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution:
         """See ExecutionDataClient."""
         given = [(output_name, output_data)] if isinstance(output_name, str) else list(output_name.items())
@@ -248,7 +262,7 @@ class CachedClient(ExecutionDataClient):
                 self._records.put(partial)
             return self._records.whole(partial)
 
-        return self.atomically(upsert)
+        return self.atomically(upsert, durable=durable, urgent=urgent)
 
     def update_node_execution_status(
         self,
@@ -256,6 +270,9 @@ class CachedClient(ExecutionDataClient):
         status: ExecutionStatus,
         execution_data: Mapping[str, Any] | None = None,
         stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution:
         """See ExecutionDataClient."""
         data = freeze(execution_data or {})
@@ -292,10 +309,16 @@ class CachedClient(ExecutionDataClient):
                 records.writing().put_group(identifier, NodeGroup(left, group.latest), execution.graph_exec_id)
             return records.whole(partial)
 
-        return self.atomically(update)
+        return self.atomically(update, durable=durable, urgent=urgent)
 
     def update_graph_execution_stats(
-        self, graph_exec_id: str, status: ExecutionStatus | None = None, stats: Mapping[str, Any] | None = None
+        self,
+        graph_exec_id: str,
+        status: ExecutionStatus | None = None,
+        stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient."""
         merged = freeze(stats or {})
@@ -313,7 +336,7 @@ class CachedClient(ExecutionDataClient):
             self._records.writing().put_graph_execution(changed)
             return changed
 
-        return self.atomically(update)
+        return self.atomically(update, durable=durable, urgent=urgent)
 
     # Credits
 
@@ -345,9 +368,17 @@ class CachedClient(ExecutionDataClient):
         cost: int,
         metadata: Mapping[str, Any] | None = None,
         transaction_key: str | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> int:
         """See ExecutionDataClient."""
-        return self._charges.spend(user_id, cost, json_text(dict(metadata or {})), transaction_key)
+        text = json_text(dict(metadata or {}))
+
+        def spend() -> int:
+            return self._charges.spend(user_id, cost, text, transaction_key)
+
+        return self.atomically(spend, durable=durable, urgent=urgent) if durable or urgent else spend()
 
     def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
         """See ExecutionDataClient."""
@@ -395,7 +426,7 @@ class CachedClient(ExecutionDataClient):
                 continue
             except CounterTooLow as error:
                 raise self._refused(user_id, first.graph_exec_id, error.value, total) from None
-            self._charge_sequence = max(self._charge_sequence, outcome.charge_sequence)
+            self._note_receipt(outcome)
             return outcome.counters[account]
 
     def _spend_within(
@@ -553,21 +584,24 @@ class CachedClient(ExecutionDataClient):
 
     # Several writes at once, work, durability
 
-    def atomically(self, work: Callable[[], T]) -> T:
+    def atomically(self, work: Callable[[], T], *, durable: bool = False, urgent: bool = False) -> T:
         """See ExecutionDataClient."""
-        if self._records.pending is not None:
+        pending = self._records.pending
+        if pending is not None:
+            pending.durable |= durable
+            pending.urgent |= urgent
             return work()
         while True:
-            pending = self._records.pending = Pending()
+            pending = self._records.pending = Pending(durable, urgent)
+            outcome = None
             try:
                 result = work()
                 if not pending.is_empty():
                     outcome = self._arena.commit(pending.build())
-                    self._write_sequence = max(self._write_sequence, outcome.write_sequence)
-                    self._charge_sequence = max(self._charge_sequence, outcome.charge_sequence)
+                    self._note_receipt(outcome)
                     for (identifier, record), (entry, version) in zip(pending.written, outcome.written, strict=False):
                         self._cache.keep(identifier, entry, version, record)
-                return result
+                break
             except Conflict:
                 continue
             except CounterTooLow as error:
@@ -578,6 +612,30 @@ class CachedClient(ExecutionDataClient):
             raise self._refused(
                 user_id, pending.charged_for.get(user_id), refused.value, pending.charged.get(user_id, 0)
             )
+        if pending.durable or pending.urgent:
+            self._carry_now(outcome, pending.durable)
+        return result
+
+    def _note_receipt(self, outcome: Outcome) -> None:
+        """Remember how far this thread's writes reach on the rings: one place a thread, so that no lock is needed."""
+        if outcome.write_sequence:
+            self._write_sequences[threading.get_ident()] = outcome.write_sequence
+        if outcome.charge_sequence:
+            self._charge_sequences[threading.get_ident()] = outcome.charge_sequence
+
+    def _carry_now(self, outcome: Outcome | None, durable: bool) -> None:
+        """Have what was committed just now carried to the database; `durable`: wait until it is there.
+
+        Where nothing was to be written, that is what is on the rings by now, whoever wrote it."""
+        write_ring, charge_ring = self._arena.write_ring, self._arena.charge_ring
+        for ring, wanted in (
+            (write_ring, outcome.write_sequence if outcome else write_ring.last_sequence),
+            (charge_ring, outcome.charge_sequence if outcome else charge_ring.last_sequence),
+        ):
+            if ring.committed_sequence < wanted:
+                ring.request_drain()
+                if durable:
+                    ring.wait_committed(wanted, None)
 
     def put_work(self, kind: WorkKind, identifier: str, graph_exec_id: str) -> None:
         """See ExecutionDataClient."""
@@ -600,21 +658,27 @@ class CachedClient(ExecutionDataClient):
     def flush(self, timeout_seconds: float | None = None) -> None:
         """See ExecutionDataClient."""
         started = time.monotonic()
-        for ring, wanted in (
-            (self._arena.write_ring, self._write_sequence),
-            (self._arena.charge_ring, self._charge_sequence),
+        for ring, sequences in (
+            (self._arena.write_ring, self._write_sequences),
+            (self._arena.charge_ring, self._charge_sequences),
         ):
-            if ring.committed_sequence >= wanted:
-                continue
-            ring.request_drain()
             left = None if timeout_seconds is None else max(0.0, started + timeout_seconds - time.monotonic())
-            if not ring.wait_committed(wanted, left):
-                raise FlushTimeout(ring.name, ring.committed_sequence, wanted, time.monotonic() - started)
+            _await(ring, max(list(sequences.values()), default=0), left, started)
+
+    @property
+    def last_sequence(self) -> int:
+        """See ExecutionDataClient."""
+        return self._write_sequences.get(threading.get_ident(), 0)
+
+    def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:
+        """See ExecutionDataClient."""
+        newest = self._arena.write_ring.last_sequence
+        if sequence > newest:
+            raise InvalidValue(f"no write has the sequence {sequence} yet: the newest is {newest}")
+        _await(self._arena.write_ring, sequence, timeout_seconds, time.monotonic())
 
     def _wait_settled(self) -> None:
-        ring = self._arena.charge_ring
-        ring.request_drain()
-        ring.wait_committed(self._charge_sequence, None)
+        _await(self._arena.charge_ring, self._charge_sequences.get(threading.get_ident(), 0), None, time.monotonic())
 
     def close(self) -> None:
         """See ExecutionDataClient. The arena stays attached: it belongs to the process."""
@@ -626,6 +690,15 @@ class CachedClient(ExecutionDataClient):
         """Return the time in whole microseconds, as PostgreSQL keeps it, later than any this process gave before."""
         self._last_time = now = max(round(time.time(), 6), round(self._last_time + 1e-6, 6))
         return now
+
+
+def _await(ring: Ring, wanted: int, timeout_seconds: float | None, started: float) -> None:
+    """Have a ring drained and wait until it is, up to a sequence. Raises FlushTimeout."""
+    if ring.committed_sequence >= wanted:
+        return
+    ring.request_drain()
+    if not ring.wait_committed(wanted, timeout_seconds):
+        raise FlushTimeout(ring.name, ring.committed_sequence, wanted, time.monotonic() - started)
 
 
 E = TypeVar("E", NodeExecution, GraphExecution)

@@ -2,6 +2,7 @@
 
 It is written as one would write it with care: one connection a process, prepared statements, one round trip an
 operation (several statements travel in one pipeline, which is also their transaction). It keeps nothing between calls.
+What returned is committed, so every write is as good as `durable`, whatever its caller asks for.
 
 What is decided on rows that others may change is decided behind a lock, and the lock is a statement of its own: in
 PostgreSQL's READ COMMITTED a statement sees what was committed when it began, so one that waits for a lock and then
@@ -145,7 +146,13 @@ class DirectClient(ExecutionDataClient):
     # Executions, written
 
     def create_graph_execution(
-        self, graph_id: str, user_id: str, inputs: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        graph_id: str,
+        user_id: str,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        durable: bool = True,
+        urgent: bool = True,
     ) -> GraphExecution:
         """See ExecutionDataClient. Blocks."""
         identifier = new_id()
@@ -166,6 +173,9 @@ class DirectClient(ExecutionDataClient):
         input_data: Any = None,
         node_exec_id: str | None = None,
         source: InputSource | None = None,
+        *,
+        durable: bool = True,
+        urgent: bool = True,
     ) -> tuple[str, Mapping[str, Any]]:
         """See ExecutionDataClient. Blocks."""
         given = {
@@ -194,6 +204,8 @@ class DirectClient(ExecutionDataClient):
         output_data: Any = None,
         *,
         ordinal: int | None = None,
+        durable: bool = True,
+        urgent: bool = True,
     ) -> NodeExecution:
         """See ExecutionDataClient. Blocks."""
         values = [(output_name, output_data)] if isinstance(output_name, str) else list(output_name.items())
@@ -215,6 +227,9 @@ class DirectClient(ExecutionDataClient):
         status: ExecutionStatus,
         execution_data: Mapping[str, Any] | None = None,
         stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = True,
+        urgent: bool = True,
     ) -> NodeExecution:
         """See ExecutionDataClient. Blocks."""
         id_bytes(node_exec_id)
@@ -234,7 +249,13 @@ class DirectClient(ExecutionDataClient):
         return self._settle_hold(execution) if execution.status in FINAL_STATUSES else execution
 
     def update_graph_execution_stats(
-        self, graph_exec_id: str, status: ExecutionStatus | None = None, stats: Mapping[str, Any] | None = None
+        self,
+        graph_exec_id: str,
+        status: ExecutionStatus | None = None,
+        stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = True,
+        urgent: bool = True,
     ) -> GraphExecution:
         """See ExecutionDataClient. Blocks."""
         id_bytes(graph_exec_id)
@@ -278,6 +299,9 @@ class DirectClient(ExecutionDataClient):
         cost: int,
         metadata: Mapping[str, Any] | None = None,
         transaction_key: str | None = None,
+        *,
+        durable: bool = True,
+        urgent: bool = True,
     ) -> int:
         """See ExecutionDataClient. Blocks."""
         return self._charges.spend(user_id, cost, _json(dict(metadata or {})), transaction_key)
@@ -325,7 +349,7 @@ class DirectClient(ExecutionDataClient):
 
     # Several writes at once, work, durability
 
-    def atomically(self, work: Callable[[], T]) -> T:
+    def atomically(self, work: Callable[[], T], *, durable: bool = True, urgent: bool = True) -> T:
         """See ExecutionDataClient. Blocks once more, for the commit, if there is anything to commit."""
         if self._transaction is not None:
             return work()
@@ -374,6 +398,14 @@ class DirectClient(ExecutionDataClient):
     def end_work(self, work: Work, graph_exec_id: str) -> None:
         """See ExecutionDataClient."""
         self._when_committed(lambda: self._queue.end(work, graph_exec_id))
+
+    @property
+    def last_sequence(self) -> int:
+        """See ExecutionDataClient. Nothing is ever left to wait for."""
+        return 0
+
+    def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:
+        """See ExecutionDataClient. Everything is committed already."""
 
     def flush(self, timeout_seconds: float | None = None) -> None:
         """See ExecutionDataClient. Everything is committed already."""

@@ -11,6 +11,11 @@ Both keep the rules that graphs rely on:
 - outputs are lists: what a block yields twice under one name is kept twice, in order; falsy values are values;
 - times are those of the event.
 
+How durable a write is, its caller says. A write is in PostgreSQL at most SHMCACHE_SYNC_INTERVAL after it returned;
+`durable=True` on a write (or on `atomically`) returns when it is there, `urgent=True` has it carried there now without
+waiting. `last_sequence` is the receipt of the last write; `wait_durable` waits for what a receipt stands for, `flush` for
+everything. Many that wait at once share one commit. (The direct client's writes are there when they return.)
+
 Records that are handed out cannot be changed. Every method raises InvalidValue for an identifier that is no UUID.
 """
 
@@ -104,7 +109,13 @@ class ExecutionDataClient(ABC):
 
     @abstractmethod
     def create_graph_execution(
-        self, graph_id: str, user_id: str, inputs: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        graph_id: str,
+        user_id: str,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> GraphExecution:
         """Create a QUEUED run of a graph for a user and return it.
 
@@ -120,6 +131,9 @@ class ExecutionDataClient(ABC):
         input_data: Any = None,
         node_exec_id: str | None = None,
         source: InputSource | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> tuple[str, Mapping[str, Any]]:
         """Give an input to an execution of a node; return (its id, all its inputs so far).
 
@@ -130,12 +144,25 @@ class ExecutionDataClient(ABC):
 
     @overload
     def upsert_execution_output(
-        self, node_exec_id: str, output_name: str, output_data: Any = None, *, ordinal: int | None = None
+        self,
+        node_exec_id: str,
+        output_name: str,
+        output_data: Any = None,
+        *,
+        ordinal: int | None = None,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution: ...
 
     @overload
     def upsert_execution_output(
-        self, node_exec_id: str, output_name: Mapping[str, Any], *, ordinal: int | None = None
+        self,
+        node_exec_id: str,
+        output_name: Mapping[str, Any],
+        *,
+        ordinal: int | None = None,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution: ...
 
     @abstractmethod
@@ -146,6 +173,8 @@ class ExecutionDataClient(ABC):
         output_data: Any = None,
         *,
         ordinal: int | None = None,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution:
         """Append an output, or one for each item of a mapping; return the record after it.
 
@@ -160,6 +189,9 @@ class ExecutionDataClient(ABC):
         status: ExecutionStatus,
         execution_data: Mapping[str, Any] | None = None,
         stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution:
         """Move a node execution's status; return the record after it, or as it is where the move is not allowed.
 
@@ -177,7 +209,13 @@ class ExecutionDataClient(ABC):
 
     @abstractmethod
     def update_graph_execution_stats(
-        self, graph_exec_id: str, status: ExecutionStatus | None = None, stats: Mapping[str, Any] | None = None
+        self,
+        graph_exec_id: str,
+        status: ExecutionStatus | None = None,
+        stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> GraphExecution:
         """Move a graph execution's status, merge `stats` into its own; return the record after it.
 
@@ -206,6 +244,9 @@ class ExecutionDataClient(ABC):
         cost: int,
         metadata: Mapping[str, Any] | None = None,
         transaction_key: str | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> int:
         """Charge a user; return the balance left. Cached: holds the credits at once, they are settled later.
 
@@ -225,8 +266,11 @@ class ExecutionDataClient(ABC):
     # Several writes at once, work, durability
 
     @abstractmethod
-    def atomically(self, work: Callable[[], T]) -> T:
+    def atomically(self, work: Callable[[], T], *, durable: bool = False, urgent: bool = False) -> T:
         """Run `work`; apply all that it writes through this client together, or nothing of it if it raises.
+
+        `durable`, here or on a write inside, returns when all of it is in PostgreSQL, however long that takes; also if
+        nothing was to be written, because it is there: then what is there is in PostgreSQL.
 
         Inside, reads see the writes made so far. `work` may be run more than once (another process was faster), so
         it must do nothing but read and write through this client. Nested calls join the outer one."""
@@ -248,6 +292,20 @@ class ExecutionDataClient(ABC):
         """Give up a claim because its work is done. When it was the graph execution's last, a FINISH entry follows.
 
         Part of the surrounding `atomically`."""
+
+    @property
+    @abstractmethod
+    def last_sequence(self) -> int:
+        """The receipt of what this thread wrote last: its sequence number on the write ring, for `wait_durable`.
+
+        0 if there is nothing to wait for. Any process of the host may wait for it. Charges go another way: `durable`
+        and `charge_usage(async_mode=False)` wait for them, and `flush`."""
+
+    @abstractmethod
+    def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:
+        """Return when everything up to `sequence` on the write ring is committed in PostgreSQL. Blocks.
+
+        Raises FlushTimeout with how far it got, InvalidValue for a sequence that was not given out yet."""
 
     @abstractmethod
     def flush(self, timeout_seconds: float | None = None) -> None:

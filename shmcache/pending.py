@@ -29,6 +29,7 @@ class Pending:
     __slots__ = (
         "charged",
         "charged_for",
+        "durable",
         "executions",
         "graph_executions",
         "group_parents",
@@ -38,10 +39,13 @@ class Pending:
         "parts",
         "rows",
         "transaction",
+        "urgent",
         "written",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, durable: bool = False, urgent: bool = False) -> None:
+        self.durable = durable
+        self.urgent = urgent
         self.transaction = Transaction()
         self.executions: dict[str, tuple[PartialExecution, str]] = {}
         self.parts: dict[str, tuple[ExecutionPart, str]] = {}
