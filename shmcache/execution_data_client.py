@@ -13,8 +13,8 @@ Both keep the rules that graphs rely on:
 
 How durable a write is, its caller says. A write is in PostgreSQL at most SHMCACHE_SYNC_INTERVAL after it returned;
 `durable=True` on a write (or on `atomically`) returns when it is there, `urgent=True` has it carried there now without
-waiting. `last_sequence` is the receipt of the last write; `wait_durable` waits for what a receipt stands for, `flush` for
-everything. Many that wait at once share one commit. (The direct client's writes are there when they return.)
+waiting. `last_sequence` is the receipt of the last write; `wait_durable` waits for what a receipt stands for, `flush`
+for everything. Many that wait at once share one commit. (The direct client's writes are there when they return.)
 
 Records that are handed out cannot be changed. Every method raises InvalidValue for an identifier that is no UUID.
 """

@@ -22,11 +22,9 @@ from shmcache.records import ExecutionStatus
 from shmcache.work_queue import WorkQueue
 from syncer.charge_pool import ChargePool
 from syncer.sync_manager import SyncManager
+from tests.integration.faults import await_blocked
 from tests.integration.test_clients import SINK, small_graph
-from tests.integration.test_syncer import in_child, outputs_of
-from tests.integration.test_syncer_faults import await_blocked
-
-__all__ = ["in_child"]
+from tests.integration.test_syncer import outputs_of
 
 InChild = Callable[[Callable[[Callable[[], bool]], None]], int]
 
@@ -147,7 +145,10 @@ def test_a_receipt_is_a_threads_own_and_any_process_can_wait_for_it(
 def test_who_waits_too_long_is_told_how_far_it_got(arena: Arena, client: CachedClient, run: str) -> None:
     client.upsert_execution_input(SINK, run, None)
     arena.write_ring.advance(1)
-    for wait in (lambda: client.flush(0.05), lambda: client.wait_durable(client.last_sequence, 0.05)):
+    waits: list[Callable[[], None]] = [
+        lambda: client.flush(0.05), lambda: client.wait_durable(client.last_sequence, 0.05)
+    ]  # fmt: skip
+    for wait in waits:
         with pytest.raises(FlushTimeout) as raised:
             wait()
         assert (raised.value.ring, raised.value.reached, raised.value.wanted) == ("write", 1, client.last_sequence)
