@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from syncer.election import Candidate
@@ -103,3 +104,47 @@ def test_roles_and_arenas_are_led_apart_and_the_directory_is_private(tmp_path: P
     assert (tmp_path / "locks").stat().st_mode & 0o777 == 0o700
     for candidate in candidates:
         candidate.leave()
+
+
+def test_a_candidate_sleeps_while_another_leads(stand: Callable[[], tuple[BaseProcess, Connection]]) -> None:
+    _, first_says = stand()
+    assert first_says.poll(10)
+    second, second_says = stand()
+    assert not second_says.poll(0.3)
+    waits = psutil.Process(second.pid)
+    before = waits.num_ctx_switches().voluntary
+    assert not second_says.poll(3)
+    assert waits.num_ctx_switches().voluntary - before <= 12, "some three turns, not sixty"
+
+
+def test_a_candidate_that_sleeps_leaves_at_the_first_signal(tmp_path: Path) -> None:
+    holder = Candidate(tmp_path, "arena", "syncer")
+    assert holder.try_now()
+    hears, says = _FORK.Pipe(duplex=False)
+
+    def wait() -> None:
+        asked: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+        says.send(None)
+        assert not Candidate(tmp_path, "arena", "syncer").wait(lambda: bool(asked))
+
+    process = _FORK.Process(target=wait)
+    process.start()
+    hears.recv()
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
+    holder.leave()
+
+
+def test_a_leader_that_gives_the_lock_back_and_lives_on_is_followed(tmp_path: Path) -> None:
+    holder = Candidate(tmp_path, "arena", "syncer")
+    assert holder.try_now()
+    hears, says = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=_stand, args=(tmp_path, says))
+    process.start()
+    assert not hears.poll(0.3)
+    holder.leave()
+    assert hears.poll(30)
+    process.kill()
+    process.join()
