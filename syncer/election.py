@@ -11,9 +11,9 @@ it, and a lock file that somebody deletes is no lock at all. The epoch is what k
 
 The lock object is made in the process that uses it, after the fork; a leader forks nothing (see `charge_pool`).
 
-A candidate that finds the file locked sleeps until the process that has it ends (a pidfd tells, see pidfd_open(2), after
-the kernel has freed the locks of the dead), until a signal comes, or for a second at most: then it tries the file again,
-which may have been deleted, or given back by a leader that lives on, or be held by a process of another pid namespace.
+A candidate that finds the file locked sleeps until the process that has it ends (a pidfd tells, see pidfd_open(2),
+after the kernel has freed the locks of the dead), until a signal comes, or for a second at most: then it tries the file
+again, which may have been deleted, or given back by a leader that lives on, or be held in another pid namespace.
 """
 
 from __future__ import annotations
