@@ -15,6 +15,7 @@ leader finds it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shmcache.arena import Arena, Counter, Entry, Ring
 from shmcache.config import Settings
-from shmcache.database.bookkeeping import Checkpoint, add_dead_letter, begin_epoch
+from shmcache.database.bookkeeping import Checkpoint, add_dead_letter, begin_epoch, limit_transactions
 from shmcache.database.connection import connect
 from shmcache.errors import DatabaseUnavailable, Fenced
 from syncer.backoff import Backoff
@@ -43,7 +44,9 @@ _OUTAGE_LOG_SECONDS = 60.0
 _COMMIT_SECONDS = 0.5
 """How long a commit may well take: a durable write, a new leader and a fenced one wait for about so much."""
 _IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
-"""A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one."""
+_TRANSACTION_SECONDS = 300
+"""A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one. The
+second limit, which PostgreSQL has from 17 on, is for one that was stopped while it sent a statement."""
 
 
 class RingConsumer(ABC):
@@ -80,6 +83,7 @@ class RingConsumer(ABC):
 
     def run(self, should_stop: ShouldStop) -> None:
         """Stand for election, lead, drain at every interval or when asked to; on `should_stop` drain once more."""
+        gc.freeze()  # batches make many small objects: what is here already need not be looked through each time
         candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
         while candidate.wait(should_stop):
             try:
@@ -104,6 +108,10 @@ class RingConsumer(ABC):
             finally:
                 self._let_go()
                 candidate.leave()
+
+    def _take(self, after: int) -> Sequence[Entry]:
+        """Return the next batch: entries behind a sequence, within the limits; none if there are none."""
+        return self._ring.read(after, self._limit.entries, self._limit.bytes)
 
     @abstractmethod
     def _carry(self, entries: Sequence[Entry], epoch: int) -> None:
@@ -134,6 +142,7 @@ class RingConsumer(ABC):
         """Return the open connection of this process; make one if there is none. Raises DatabaseUnavailable."""
         if self._connection is None or self._connection.closed:
             self._connection = connect(_guarded(self._database_url), application_name=f"shmcache {self.role}")
+            limit_transactions(self._connection, _TRANSACTION_SECONDS)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -182,7 +191,7 @@ class RingConsumer(ABC):
 
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
         """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
-        while not self._abandon() and (entries := self._ring.read(sequence, self._limit.entries, self._limit.bytes)):
+        while not self._abandon() and (entries := self._take(sequence)):
             started = time.monotonic()
             try:
                 self._carry(entries, epoch)

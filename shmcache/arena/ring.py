@@ -30,6 +30,8 @@ from shmcache.arena.memory import Memory, Stage
 
 _HEADER = struct.Struct("<QIIII")
 HEADER_BYTES = _HEADER.size
+_CURSORS = 4
+"""Ends of so many reads are remembered: who reads ahead advances the head to an earlier one."""
 _crc32 = zlib.crc32
 
 
@@ -59,7 +61,7 @@ class NoRingRoom(Exception):
 class RingRegion:
     """The bytes and words of one ring in a memory."""
 
-    __slots__ = ("_buffer", "_cursor", "_first", "_words", "high_water", "longest_payload", "name", "size", "state")
+    __slots__ = ("_buffer", "_cursors", "_first", "_words", "high_water", "longest_payload", "name", "size", "state")
 
     def __init__(self, memory: Memory, name: str, state: int, first: int, size: int) -> None:
         self.name = name
@@ -70,7 +72,7 @@ class RingRegion:
         self._buffer = memory.buffer
         self._words = memory.words
         self._first = first
-        self._cursor = (0, 0)
+        self._cursors: list[tuple[int, int]] = []
 
     def append(self, stage: Stage, kind: int, payload: bytes) -> int:
         """Write an entry behind the tail and stage the tail's move; return its sequence. Raises NoRingRoom."""
@@ -102,39 +104,41 @@ class RingRegion:
 
         Bytes that are no entry come back as one that is not intact, numbered as the last of those that it may have
         been. Without the commit lock it may be that the head has moved on meanwhile: read again under it then."""
-        words = self._words
         size = self.size
         position, sequence = self._start(after)
-        tail = min(words[self.state + TAIL], words[self.state + HEAD] + size)
+        tail = min(self._words[self.state + TAIL], self._words[self.state + HEAD] + size)
         entries: list[Entry] = []
         gathered = 0
+        # Local names, and whole entries first: 1.9 us an entry, where the loop below alone takes 2.7.
+        buffer, first = self._buffer, self._first
+        unpack, append = _HEADER.unpack_from, entries.append
         while position < tail and len(entries) < limit_entries and gathered < limit_bytes:
             place = position % size
             left = size - place
+            if left >= HEADER_BYTES:
+                found, length, crc, kind, _ = unpack(buffer, first + place)
+                needed = HEADER_BYTES + (length + 7 & ~7)
+                if found == sequence + 1 and needed <= left and position + needed <= tail:
+                    sequence = found
+                    position += needed
+                    if sequence > after:
+                        offset = first + place + HEADER_BYTES
+                        payload = bytes(buffer[offset : offset + length])
+                        intact = _crc32(payload, (sequence ^ kind << 24) & 0xFFFFFFFF) == crc
+                        append(Entry(sequence, kind if intact else kind & 255, payload, intact))
+                        gathered += needed
+                    continue
             header = self._header(place, left)
             if header is None:
                 position += left
                 continue
-            sequence += 1
-            found, length, crc, kind = header
-            needed = HEADER_BYTES + (length + 7 & ~7)
-            if found != sequence or needed > left or position + needed > tail:
-                begin = position
-                position, sequence = self._resume(position, tail, sequence)
-                if sequence > after:
-                    entries.append(Entry(sequence, 0, self._bytes(begin, position), False))
-                    gathered += position - begin
-                continue
-            position += needed
-            if sequence <= after:
-                continue
-            offset = self._first + place + HEADER_BYTES
-            payload = bytes(self._buffer[offset : offset + length])
-            intact = _crc32(payload, _seed(sequence, kind)) == crc
-            entries.append(Entry(sequence, kind if intact else kind & 255, payload, intact))
-            gathered += needed
+            begin = position
+            position, sequence = self._resume(position, tail, sequence + 1)
+            if sequence > after:
+                append(Entry(sequence, 0, self._bytes(begin, position), False))
+                gathered += position - begin
         if entries:
-            self._cursor = (entries[-1].sequence, position)
+            self._cursors = [(entries[-1].sequence, position), *self._cursors[: _CURSORS - 1]]
         return entries
 
     def advance(self, stage: Stage, sequence: int) -> bool:
@@ -169,9 +173,9 @@ class RingRegion:
     def _start(self, after: int) -> tuple[int, int]:
         """Return a position from which to read entries younger than `after`, and the sequence before it."""
         head = self._words[self.state + HEAD]
-        sequence, position = self._cursor
-        if sequence <= after and head <= position <= self._words[self.state + TAIL]:
-            return position, sequence
+        for sequence, position in self._cursors:
+            if sequence <= after and head <= position <= self._words[self.state + TAIL]:
+                return position, sequence
         return head, self._words[self.state + COMMITTED]
 
     def _position_after(self, wanted: int, tail: int) -> int:

@@ -3,12 +3,16 @@
 Parents go before children: graph executions, node executions, inputs, outputs. A key that stands twice in a batch is
 merged first, because one INSERT ... ON CONFLICT refuses to touch a row twice: of an execution the last row stands
 (each carries the whole row), with the earliest start and, if it has ended, the latest end. Writing a batch twice leaves
-the same rows."""
+the same rows.
+
+Rows travel as one array a column, through `unnest`. Measured beside COPY into a temporary table and an INSERT from
+there, on outputs of 350 bytes: 61,000 to 66,000 rows a second in the server, 53,000 to 55,000 with the preparing, for
+two statements more and a table to keep; a COPY straight into the table (75,000) cannot do what ON CONFLICT does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
@@ -18,6 +22,13 @@ from shmcache.database.statements import statement
 from shmcache.writes import GraphExecutionWrite, InputWrite, NodeExecutionWrite, OutputWrite, Write
 
 E = TypeVar("E", GraphExecutionWrite, NodeExecutionWrite)
+
+
+class PreparedStatement(NamedTuple):
+    """A statement of `sql/` by its name, and its columns as array literals."""
+
+    name: str
+    columns: list[str]
 
 
 class _Executions(dict[str, E]):
@@ -30,49 +41,60 @@ class _Executions(dict[str, E]):
     def add(self, row: E) -> None:
         identifier = row.id
         earlier = self.get(identifier)
-        if earlier is not None and earlier.started_at is not None:
-            row = row._replace(started_at=min(earlier.started_at, row.started_at or earlier.started_at))
+        started = None if earlier is None else earlier.started_at
+        if started is not None and (row.started_at is None or row.started_at > started):
+            row = row._replace(started_at=started)
         if row.ended_at is not None:
             latest = self._latest_end[identifier] = max(row.ended_at, self._latest_end.get(identifier, row.ended_at))
-            row = row._replace(ended_at=latest) if latest != row.ended_at else row
+            if latest != row.ended_at:
+                row = row._replace(ended_at=latest)
         self[identifier] = row
 
 
-def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) -> None:
-    """Write rows inside the caller's transaction. Raises psycopg.Error as the database does."""
+def prepare_batch(writes: Sequence[Write]) -> list[PreparedStatement]:
+    """Return the statements that write rows, without asking the database. Raises psycopg.DataError, and what a column
+    of another type than it should have does (TypeError, AttributeError)."""
     graph_executions: _Executions[GraphExecutionWrite] = _Executions()
     node_executions: _Executions[NodeExecutionWrite] = _Executions()
     inputs: dict[tuple[str, str], InputWrite] = {}
     outputs: dict[tuple[str, int], OutputWrite] = {}
     for write in writes:
-        if type(write) is NodeExecutionWrite:
-            node_executions.add(write)
-        elif type(write) is OutputWrite:
-            outputs.setdefault((write.node_exec_id, write.ordinal), write)
-        elif type(write) is InputWrite:
-            inputs[write.node_exec_id, write.name] = write
-        elif type(write) is GraphExecutionWrite:
-            graph_executions.add(write)
-    for name, rows in (
-        ("write_graph_executions", graph_executions),
-        ("write_node_executions", node_executions),
-        ("write_inputs", inputs),
-        ("write_outputs", outputs),
-    ):
-        if rows:
-            _write(connection, name, rows)
+        kind = type(write)
+        if kind is OutputWrite:
+            outputs.setdefault(write[:2], write)  # type: ignore[arg-type] # its identifier and its ordinal
+        elif kind is NodeExecutionWrite:
+            node_executions.add(write)  # type: ignore[arg-type]
+        elif kind is InputWrite:
+            inputs[write[:2]] = write  # type: ignore[index,assignment] # its identifier and its name
+        elif kind is GraphExecutionWrite:
+            graph_executions.add(write)  # type: ignore[arg-type]
+    # What may be updated is sorted by key, so that two hosts' batches lock rows in one order.
+    prepared = (
+        ("write_graph_executions", [graph_executions[key] for key in sorted(graph_executions)]),
+        ("write_node_executions", [node_executions[key] for key in sorted(node_executions)]),
+        ("write_inputs", [inputs[key] for key in sorted(inputs)]),
+        ("write_outputs", outputs.values()),
+    )
+    return [PreparedStatement(name, _columns(rows)) for name, rows in prepared if rows]
 
 
-def _write(connection: psycopg.Connection[Any], name: str, rows: Mapping[Any, Write]) -> None:
-    # Sorted by key, so that two hosts' batches lock rows in one order.
-    ordered = [rows[key] for key in sorted(rows)]
-    columns = [
-        _array(field, column) for field, column in zip(ordered[0]._fields, zip(*ordered, strict=True), strict=True)
-    ]
-    connection.execute(statement(name), columns, prepare=True)
+def send_batch(connection: psycopg.Connection[Any], prepared: Sequence[PreparedStatement]) -> None:
+    """Run prepared statements inside the caller's transaction. Raises psycopg.Error as the database does."""
+    for each in prepared:
+        connection.execute(statement(each.name), each.columns, prepare=True)
+
+
+def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) -> None:
+    """Write rows inside the caller's transaction. Raises psycopg.Error as the database does."""
+    send_batch(connection, prepare_batch(writes))
+
+
+def _columns(rows: Collection[Write]) -> list[str]:
+    fields = next(iter(rows))._fields
+    return [_array(field, column) for field, column in zip(fields, zip(*rows, strict=True), strict=True)]
 
 
 def _array(field: str, column: Sequence[Any]) -> str:
     if field.endswith("_json"):
-        return text_array([exact_floats(text) for text in column])
+        return text_array([exact_floats(text) if "e+" in text else text for text in column])
     return text_array(column) if field == "name" else plain_array(column)

@@ -10,6 +10,12 @@ from shmcache.database.statements import statement
 from shmcache.errors import Fenced
 
 
+def limit_transactions(connection: psycopg.Connection[Any], seconds: int) -> None:
+    """Have the server end a transaction of this connection that takes longer, where it knows such a limit and none is
+    set."""
+    connection.execute(statement("limit_transactions"), {"limit": f"{seconds}s"})
+
+
 class Checkpoint(NamedTuple):
     """A leader's epoch, and the sequence up to which the ring is in the database."""
 
@@ -29,14 +35,29 @@ def move_checkpoint(connection: psycopg.Connection[Any], arena_id: str, ring: st
     """Note inside the caller's transaction how far a ring is written; return False if it was written that far already.
 
     Raises Fenced if another epoch has begun."""
-    row = connection.execute(
-        statement("move_checkpoint"),
-        {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},
-        prepare=True,
-    ).fetchone()
-    if row is None:
-        raise Fenced(f"leader of the {ring} ring", epoch)
-    return int(row[0]) < sequence
+    return CheckpointMove(connection, arena_id, ring, epoch, sequence).before() < sequence
+
+
+class CheckpointMove:
+    """The move of a ring's checkpoint inside the caller's transaction; in a pipeline its answer comes with the rest."""
+
+    def __init__(
+        self, connection: psycopg.Connection[Any], arena_id: str, ring: str, epoch: int, sequence: int
+    ) -> None:
+        self._role = f"leader of the {ring} ring"
+        self._epoch = epoch
+        self._answer = connection.execute(
+            statement("move_checkpoint"),
+            {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},
+            prepare=True,
+        )
+
+    def before(self) -> int:
+        """Return up to which sequence the ring was written before. Raises Fenced if another epoch has begun."""
+        row = self._answer.fetchone()
+        if row is None:
+            raise Fenced(self._role, self._epoch)
+        return int(row[0])
 
 
 def add_dead_letter(

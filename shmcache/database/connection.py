@@ -38,6 +38,35 @@ class CountingCursor(psycopg.Cursor[Any]):
         super()._send_prepare(name, query)
 
 
+def sync_pipeline(
+    connection: psycopg.Connection[Any], pipeline: psycopg.Pipeline, meanwhile: Callable[[], None]
+) -> None:
+    """Have a pipeline's statements run and wait for their answers. Raises the first error among them.
+
+    `meanwhile` is called once, as soon as this process would wait for the server."""
+    assert isinstance(connection, CountingConnection)
+    todo = [meanwhile]
+
+    def pass_time() -> None:
+        if todo:
+            todo.pop()()
+
+    connection.wait(_sent(connection, pass_time))
+    before, connection.on_wait = connection.on_wait, pass_time
+    try:
+        pipeline.sync()
+    finally:
+        connection.on_wait = before
+
+
+def _sent(connection: psycopg.Connection[Any], pass_time: Callable[[], None]) -> PQGen[None]:
+    while connection.pgconn.flush():
+        pass_time()
+        ready = yield Wait.RW
+        if ready & Ready.R:
+            connection.pgconn.consume_input()  # a server whose answers nobody takes would stop listening
+
+
 def _counted(steps: PQGen[T], on_wait: Callable[[], None]) -> PQGen[T]:
     """Pass a generator of psycopg through; call `on_wait` once if it waits for an answer, or is given one while it
     sends: the answer to a pipeline's end may be there before anybody asks for it."""
