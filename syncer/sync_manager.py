@@ -33,7 +33,7 @@ from syncer.refusals import is_refusal, write_around_refusals
 
 logger = logging.getLogger(__name__)
 
-_BATCH_ENTRIES = 5_000
+_BATCH_ENTRIES = 10_000
 _BATCH_BYTES = 8 << 20
 
 _Row: TypeAlias = tuple[Entry, Write]

@@ -1,12 +1,20 @@
-"""Processes that tests fork."""
+"""Processes that tests fork: bodies of their own, syncers."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
+
+from shmcache.arena import Arena
+from shmcache.config import Settings
+from syncer.sync_manager import SyncManager
+
+_FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -36,3 +44,20 @@ def in_child() -> Iterator[Callable[[Callable[[Callable[[], bool]], None]], int]
         os.kill(pid, signal.SIGCONT)
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def start_syncer(arena: Arena, settings: Settings) -> Iterator[Callable[[str], psutil.Process]]:
+    """Return a function that starts a syncer in a process of its own."""
+    started: list[psutil.Process] = []
+
+    def start(database_url: str) -> psutil.Process:
+        process = _FORK.Process(target=lambda: SyncManager(arena, database_url, settings).run(lambda: False))
+        process.start()
+        started.append(psutil.Process(process.pid))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+    psutil.wait_procs(started, timeout=10)

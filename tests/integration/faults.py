@@ -40,7 +40,7 @@ class Proxy:
 
     `cut()` resets all connections. `half_close()` ends what the server says, as a firewall may, and passes on what the
     clients say. `delay_seconds` holds each piece up. `lose_commit_answers` passes the next so many COMMITs on and
-    resets the connection in place of the answer; `lost_answers` counts them."""
+    resets the connection in place of the answer (the first `spare_commits` are spared); `lost_answers` counts them."""
 
     def __init__(self, url: str) -> None:
         parts = conninfo_to_dict(url)
@@ -58,6 +58,7 @@ class Proxy:
         self.url = make_conninfo(url, host="127.0.0.1", port=self.port, sslmode="disable", gssencmode="disable")
         self.delay_seconds = 0.0
         self.lose_commit_answers = 0
+        self.spare_commits = 0
         self.lost_answers = 0
         self.accepted = 0
 
@@ -68,8 +69,9 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.close()
+        self._stop.send(b"!")  # closing it would say nothing: forked children have it too
         self._thread.join()
+        self._stop.close()
         self._stopped.close()
         self._listener.close()
 
@@ -129,8 +131,11 @@ class Proxy:
         if source in self._clients:
             # A simple query ("Q", length, text): how psycopg ends a transaction block.
             if self.lose_commit_answers and b"COMMIT\0" in data:
-                self.lose_commit_answers -= 1
-                self._awaited.add(source)
+                if self.spare_commits:
+                    self.spare_commits -= 1
+                else:
+                    self.lose_commit_answers -= 1
+                    self._awaited.add(source)
         elif target in self._awaited:
             self.lost_answers += 1
             self._drop(target, reset=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -26,7 +25,6 @@ from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, OutputWrite
 from syncer.sync_manager import SyncManager
 from tests.integration.test_clients import SINK, small_graph
 
-_FORK = multiprocessing.get_context("fork")
 _KINDS = {
     GraphExecutionWrite: WriteKind.GRAPH_EXECUTION,
     NodeExecutionWrite: WriteKind.NODE_EXECUTION,
@@ -51,23 +49,6 @@ def arena() -> Iterator[Arena]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings(state_dir=tmp_path, sync_interval=0.1)
-
-
-@pytest.fixture
-def start_syncer(arena: Arena, settings: Settings) -> Iterator[Callable[[str], psutil.Process]]:
-    """Return a function that starts a syncer in a process of its own."""
-    started: list[psutil.Process] = []
-
-    def start(database_url: str) -> psutil.Process:
-        process = _FORK.Process(target=lambda: SyncManager(arena, database_url, settings).run(lambda: False))
-        process.start()
-        started.append(psutil.Process(process.pid))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.kill()
-    psutil.wait_procs(started, timeout=10)
 
 
 def append(arena: Arena, *writes: Write) -> None:
