@@ -31,6 +31,13 @@ _TEMPLATE = "template_of_tests"
 _arenas_before = frozenset(list_arenas())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options."""
+    parser.addoption(
+        "--kills", type=int, default=10, help="how many leaders the kill run of the syncer kills (the long run: 200)"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the server's directory in the controlling process; workers of pytest-xdist inherit its name."""
     if not hasattr(config, "workerinput"):

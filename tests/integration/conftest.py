@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -52,12 +53,15 @@ def start_syncer(arena: Arena, settings: Settings) -> Iterator[Callable[[str], p
     started: list[psutil.Process] = []
 
     def start(database_url: str) -> psutil.Process:
-        process = _FORK.Process(target=lambda: SyncManager(arena, database_url, settings).run(lambda: False))
+        process = _FORK.Process(
+            target=lambda: SyncManager(arena, database_url, settings).run(lambda: False), daemon=True
+        )
         process.start()
         started.append(psutil.Process(process.pid))
         return started[-1]
 
     yield start
     for each in started:
-        each.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # killed by the test, and reaped
+            each.kill()
     psutil.wait_procs(started, timeout=10)
