@@ -51,7 +51,7 @@ def replay(connection: psycopg.Connection[Any], letter_ids: Sequence[int]) -> Re
             with connection.transaction():
                 write_batch(connection, [row for _, row in some])
 
-        def settle_some(some: Sequence[tuple[HeldLetter, Charge]]) -> None:
+        def settle_some(some: Sequence[tuple[HeldLetter, tuple[int, Charge]]]) -> None:
             with connection.transaction():
                 settle(connection, [charge for _, charge in some])
 

@@ -18,6 +18,7 @@ from shmcache.config import Settings
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
+from syncer.consumer import RingConsumer
 from syncer.election import Candidate, remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
@@ -130,10 +131,15 @@ def drain(
     ended = terminate_unfinished(arena, database_url, settings)
     if ended:
         logger.warning("arena %s: %d graph executions had not ended, they are TERMINATED now", arena.name, ended)
-    ChargePool(arena, database_url, settings).run_once(should_stop)
+
+    def run_once(consumer: RingConsumer) -> None:
+        consumer.on_batch = on_batch
+        consumer.run_once(should_stop)
+
+    run_once(ChargePool(arena, database_url, settings))
     if not should_stop() and close_all_holds(arena, database_url, settings):
-        ChargePool(arena, database_url, settings).run_once(should_stop)
-    SyncManager(arena, database_url, settings).run_once(should_stop)
+        run_once(ChargePool(arena, database_url, settings))
+    run_once(SyncManager(arena, database_url, settings))
     left = unsynced(arena)
     if left:
         logger.warning("arena %s keeps %d entries: the database does not take them now", arena.name, left)

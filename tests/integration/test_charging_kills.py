@@ -21,6 +21,7 @@ from shmcache.errors import InsufficientBalanceError
 from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
 from syncer import charge_pool
+from syncer.batch_limit import BatchLimit
 from tests.integration.charging import (
     PER_RUN,
     PER_SECOND,
@@ -203,8 +204,7 @@ def test_a_charger_killed_after_any_step_has_a_successor_that_settles_the_rest_o
 
         charge_pool.fault_point = at
         charger = Charger(arena, database_url, settings)
-        charger._batch_entries = 10  # so that a batch is behind and one before it
-        charger._most_entries = 10
+        charger._limit = BatchLimit(10, 1 << 20, 60.0)  # so that a batch is behind and one before it
         charger.run_once()
 
     assert run_in_child(child) == -signal.SIGKILL

@@ -27,6 +27,7 @@ from shmcache.errors import InsufficientBalanceError
 from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
 from syncer import charge_pool
+from syncer.batch_limit import BatchLimit
 from tests.integration.charging import (
     PER_RUN,
     PER_SECOND,
@@ -187,7 +188,7 @@ class Charging(RuleBasedStateMachine):
                 raise Died
 
         charger = Charger(self.arena, self.database_url, self.settings)
-        charger._most_entries = charger._batch_entries = entries
+        charger._limit = BatchLimit(entries, 1 << 20, 60.0)
         charge_pool.fault_point = at
         try:
             charger.run_once()
