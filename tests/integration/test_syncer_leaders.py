@@ -3,6 +3,7 @@ database, and was written once."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -270,20 +271,20 @@ def test_the_tables_are_what_the_acknowledged_writes_make_of_them_whatever_dies(
 # Killed at any moment
 
 
-def write_until_told(arena: Arena, database_url: str, settings: Settings, run: str, ends: int, says: int) -> None:
-    """Write outputs to one execution after another until the pipe `ends` is closed; say what was acknowledged."""
+def write_until_told(arena: Arena, database_url: str, settings: Settings, run: str, ends: int, says: Path) -> None:
+    """Write outputs to one execution after another until there is a byte in the pipe `ends`; say what was
+    acknowledged."""
     client = CachedClient(arena, database_url, settings)
     os.set_blocking(ends, False)
     identifier, count = "", 0
     while True:
         if count % 150 == 0:
             if identifier:
-                os.write(says, f"{identifier} {count}\n".encode())
-            try:
-                if os.read(ends, 1) == b"":
-                    break
-            except BlockingIOError:
-                pass
+                with says.open("ab", buffering=0) as file:
+                    file.write(f"{identifier} {count}\n".encode())
+            with contextlib.suppress(BlockingIOError):
+                os.read(ends, 1)
+                break
             identifier, _ = client.upsert_execution_input(SINK, run, None)
             count = 0
         client.upsert_execution_output(identifier, "out", count, urgent=count % 50 == 0)
@@ -291,13 +292,14 @@ def write_until_told(arena: Arena, database_url: str, settings: Settings, run: s
         threading.Event().wait(0.001)
 
 
-@pytest.mark.timeout(3_600)
+@pytest.mark.timeout(1_800)
 def test_kills_of_leaders_at_random_moments_lose_and_double_nothing_of_four_writing_workers(
     arena: Arena,
     counted_url: str,
     settings: Settings,
     start_syncer: StartSyncer,
     request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     kills: int = request.config.getoption("--kills")
     drawn = random.Random()
@@ -306,28 +308,18 @@ def test_kills_of_leaders_at_random_moments_lose_and_double_nothing_of_four_writ
         queries.save_graph(connection, graph, nodes)
     run = CachedClient(arena, counted_url, settings).create_graph_execution(graph.id, new_id()).id
     still, ends = os.pipe()
-    hears, says = os.pipe()
+    acknowledgements = tmp_path / "acknowledged"
     workers = []
     for _ in range(4):
         pid = os.fork()
         if not pid:
             try:
-                os.close(ends)
-                write_until_told(arena, counted_url, settings, run, still, says)
+                write_until_told(arena, counted_url, settings, run, still, acknowledgements)
                 os._exit(0)
             finally:
                 traceback.print_exc()
                 os._exit(1)
         workers.append(pid)
-    os.close(says)
-    lines: list[str] = []
-
-    def gather() -> None:
-        with open(hears) as pipe:
-            lines.extend(pipe)
-
-    gathering = threading.Thread(target=gather)
-    gathering.start()
     lock = Candidate(settings.state_dir, arena.name, "syncer").path
     syncers = {process.pid: process for process in (start_syncer(counted_url), start_syncer(counted_url))}
     for _ in range(kills):
@@ -338,13 +330,17 @@ def test_kills_of_leaders_at_random_moments_lose_and_double_nothing_of_four_writ
         syncers.pop(int(lock.read_text())).kill()
         process = start_syncer(counted_url)
         syncers[process.pid] = process
-    os.close(ends)
+    os.write(ends, bytes(len(workers)))
     for pid in workers:
         assert os.waitpid(pid, 0)[1] == 0
-    gathering.join()
+    for descriptor in (still, ends):
+        os.close(descriptor)
     arena.write_ring.request_drain()
     assert arena.write_ring.wait_committed(arena.write_ring.last_sequence, 60)
-    acknowledged = {identifier: int(count) for identifier, count in (line.split() for line in lines)}
+    acknowledged = {
+        identifier: int(count)
+        for identifier, count in (line.split() for line in acknowledgements.read_text().splitlines())
+    }
     with connect(counted_url, application_name="test") as connection:
         rows = connection.execute(
             "SELECT node_execution_id::text, array_agg(value ORDER BY ordinal) FROM node_execution_outputs GROUP BY 1"
