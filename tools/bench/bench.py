@@ -127,9 +127,9 @@ class Bench:
         if theirs is not None:
             self.results.ratios.append(Ratio(target, pairs(ours, theirs), note))
 
-    def count(self, target: str, value: float, note: str = "") -> None:
-        """Note a target that is no ratio but one number."""
-        self.results.ratios.append(Ratio(target, (float(value),), note))
+    def numbers(self, target: str, values: Sequence[float], note: str = "") -> None:
+        """Note what a target that is no ratio came to, round by round."""
+        self.results.ratios.append(Ratio(target, tuple(values), note))
 
     def curve(
         self,

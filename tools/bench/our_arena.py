@@ -18,9 +18,9 @@ _BYTES_A_RECORD = 2048
 _WRITE = "write"
 
 
-def make_arena(size_bytes: int, purpose: str = "bench") -> Arena:
-    """Make an arena that only this process uses. Raises ShmcacheError."""
-    return Arena.create(f"{purpose}-{os.getpid()}-{os.urandom(3).hex()}", size_bytes)
+def make_arena(size_bytes: int, identity: bytes = bytes(16)) -> Arena:
+    """Make an arena that only this process and its children use. Raises ShmcacheError."""
+    return Arena.create(f"bench-{os.getpid()}-{os.urandom(3).hex()}", size_bytes, identity)
 
 
 def remove_arena(arena: Arena) -> None:

@@ -20,8 +20,10 @@ from tools.bench.bench import Bench
 from tools.bench.method import CORES
 from tools.bench.results import NotMeasured, Results
 
-_PACKAGES = ("shmcache", "numpy", "msgpack", "psycopg", "lmdb", "diskcache", "redis", "hiredis", "pymemcache", "ultradict",
-             "ultradict2", "easyglobals", "faster-fifo")  # fmt: skip
+_PACKAGES = (
+    "shmcache", "numpy", "msgpack", "psycopg", "lmdb", "diskcache", "redis", "hiredis", "pymemcache", "ultradict",
+    "ultradict2", "easyglobals", "faster-fifo",
+)  # fmt: skip
 _END_SECONDS = 30.0
 
 Say = Callable[[str, str], None]

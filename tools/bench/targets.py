@@ -56,6 +56,48 @@ TARGETS = (
     Target("two-writers", "writes", "two processes writing different keys, beside one: throughput", 1.6, at_least=True),
     Target("get-million", "reads", "warm get at 1,000,000 records, beside at 1,000", 1.5),
     Target("get-million-encoded", "reads", "get of what is not decoded yet, likewise", 1.5),
+    Target("enqueue-fifo", "sync", "enqueue of an output from a worker, beside faster-fifo put, msgpack", 2),
+    Target("ring-fifo", "sync", "ring put alone, beside faster-fifo put", 0.6),
+    Target("enqueue-redis", "sync", "enqueue of an output from a worker, beside Redis XADD", 1 / 20),
+    Target(
+        "drain-copy", "sync", "sustained drain, rows a second, beside bare COPY of the same values", 0.7, at_least=True
+    ),
+    Target(
+        "takeover",
+        "sync",
+        "leader killed: until the next one's first commit, beyond one commit",
+        150,
+        unit="ms",
+        judged=False,
+    ),
+    Target("enqueue-down", "sync", "p99 of enqueue while the database is down, beside up", 2),
+    Target("exactly-once", "sync", "outputs lost or doubled over kills of leaders", 0, unit="rows"),
+    Target("hold-insert", "charges", "hold of a charge by a worker, beside one INSERT and its commit", 1 / 50),
+    Target(
+        "settle-many",
+        "charges",
+        "charges settled a second, many users, beside a transaction a charge",
+        20,
+        at_least=True,
+    ),
+    Target(
+        "settle-one", "charges", "charges settled a second, one user, beside a transaction a charge", 10, at_least=True
+    ),
+    Target("exactly-n", "charges", "holds granted too many or too few by 8 processes", 0, unit="holds"),
+    Target("ledger-kills", "charges", "accounts that do not add up after kills under load", 0, unit="accounts"),
+    Target("graph-blocking", "graphs", "blocking database operations a node, warm, beside direct", 1 / 100),
+    Target("graph-direct", "graphs", "node executions a second, one worker, beside direct", 15, at_least=True),
+    Target(
+        "graph-first-design",
+        "graphs",
+        "node executions a second, one worker, beside the first design",
+        4,
+        at_least=True,
+    ),
+    Target("graph-two", "graphs", "two workers beside one", 1.7, at_least=True),
+    Target("node-p50", "graphs", "time a node spends in shmcache, p50, beside direct's median", 0.006),
+    Target("node-p99", "graphs", "time a node spends in shmcache, p99, beside direct's median", 0.03),
+    Target("memory", "graphs", "memory of 4 workers with 100,000 definitions, beside dicts", 0.35),
 )
 
 

@@ -16,7 +16,7 @@ from shmcache.codec import ExecutionPart
 from shmcache.frozen import FrozenDict, freeze, thaw
 from shmcache.records import Link, NodeDefinition
 
-_WORDS = "shared memory arena node graph execution output status ring commit leader epoch credit block".split()
+_WORDS = ("shared", "memory", "arena", "graph", "execution", "output", "status", "ring", "commit", "epoch", "credit")
 _ZIPF = 1.1
 """The exponent of the law by which popular keys are asked for."""
 

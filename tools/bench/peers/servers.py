@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -54,13 +55,17 @@ class Server:
         shutil.rmtree(self._directory)
 
 
-def start_redis() -> tuple[Server, Any]:
-    """Start a Redis; return it and the client library. Raises CannotMeasure."""
+def start_redis(port: int = 0) -> tuple[Server, Any]:
+    """Start a Redis, with a port on loopback too if one is given; return it and the client library.
+
+    Raises CannotMeasure."""
     redis = required("redis", "redis")
     required("hiredis", "hiredis")
     server = Server(
         "redis-server", "redis-server",
-        lambda socket: ["--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no"],
+        lambda path: [
+            "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", path, "--save", "", "--appendonly", "no",
+        ],
     )  # fmt: skip
     client = redis.Redis(unix_socket_path=server.socket)
     server.wait(client.ping, (redis.ConnectionError,))
@@ -76,7 +81,7 @@ class Redis(Store):
 
     def __init__(self, items: Sequence[Item]) -> None:
         super().__init__(items)
-        self._server, redis = start_redis()
+        self._server, redis = self._start()
         try:
             self._client = self._connect(redis)
             with self._client.pipeline(transaction=False) as pipeline:
@@ -86,6 +91,9 @@ class Redis(Store):
         except BaseException:
             self._server.stop()
             raise
+
+    def _start(self) -> tuple[Server, Any]:
+        return start_redis()
 
     def _connect(self, redis: Any) -> Any:
         return redis.Redis(unix_socket_path=self._server.socket, single_connection_client=True)
@@ -130,17 +138,20 @@ class CachingRedis(Redis):
     """Redis with client-side caching: a local copy that the server invalidates."""
 
     name = "Redis, client-side caching"
-    settings = "as Redis; RESP3, server-assisted invalidation, room for every key"
+    settings = "RESP3 over TCP on loopback (its client caches over no unix socket), room for every key"
+
+    def _start(self) -> tuple[Server, Any]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        return start_redis(self._port)
 
     def _connect(self, redis: Any) -> Any:
         cache = required("redis.cache", "redis>=5.1")
         # Redis has had the invalidation since 6.0; the client asks for a newer server than distributions have.
         redis.connection.CacheProxyConnection.MIN_ALLOWED_VERSION = "6.0.0"
-        pool = redis.ConnectionPool(
-            connection_class=redis.UnixDomainSocketConnection, path=self._server.socket, protocol=3,
-            cache_config=cache.CacheConfig(max_size=len(self.items) * 2),
-        )  # fmt: skip
-        return redis.Redis(connection_pool=pool)
+        size = len(self.items) * 2
+        return redis.Redis(host="127.0.0.1", port=self._port, protocol=3, cache_config=cache.CacheConfig(max_size=size))
 
 
 class Memcached(Store):
@@ -154,9 +165,7 @@ class Memcached(Store):
             self._module, self.client_name = required("pylibmc", "pylibmc"), "pylibmc"
         except CannotMeasure:
             self._module, self.client_name = required("pymemcache.client.base", "pymemcache"), "pymemcache"
-        self._server = Server(
-            "memcached", "memcached", lambda socket: ["-s", socket, "-m", "2048", "-t", "1", *_as_root()]
-        )
+        self._server = Server("memcached", "memcached", lambda path: ["-s", path, "-m", "2048", "-t", "1", *_as_root()])
         try:
             self._client = self._connect()
             self._server.wait(lambda: self._client.set("ready", b"1"), (OSError, *_errors(self._module)))

@@ -65,14 +65,9 @@ class Store(ABC):
     def write_all(self, pairs: Sequence[tuple[Any, Item]]) -> None:
         """Store every item under its key."""
 
+    @abstractmethod
     def close(self) -> None:
         """Give back all that it holds."""
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class PlainDict(Store):
@@ -97,6 +92,10 @@ class PlainDict(Store):
         records = self._records
         for key, item in pairs:
             records[key] = item.record
+
+    def close(self) -> None:
+        """See Store."""
+        self._records.clear()
 
 
 class _DictLike(Store):

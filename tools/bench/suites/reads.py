@@ -92,7 +92,7 @@ def _first(bench: Bench) -> None:
 
         found = bench.measure(
             FIRST, "ns", {name: partial(once, store) for name, store in stores.items()},
-            notes={name: "every key once, decoded, by a process that has just attached" for name in stores},
+            notes=dict.fromkeys(stores, "every key once, decoded, by a process that has just attached"),
         )  # fmt: skip
     bench.ratio("first-get-lmdb", found[OURS], found.get(Lmdb.name))
 
