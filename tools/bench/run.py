@@ -32,6 +32,8 @@ Say = Callable[[str, str], None]
 
 def run_suites(suites: Sequence[str], quick: bool, files: Sequence[Path], say: Say) -> Results:
     """Run suites and return all that they found. A suite that fails is noted as not measured."""
+    # Should a process be killed on purpose, the resource tracker removes its semaphores, and need not warn of it.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     results = Results(machine=machine())
     results.machine["quick"] = quick
     for suite in suites:
@@ -93,6 +95,7 @@ def _run_apart(suite: str, quick: bool, files: Sequence[Path], say: Say) -> Resu
 def _live(suite: str, quick: bool, files: Sequence[Path], pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.filterwarnings("ignore", message="EasyGlobals does not support the 'fork'")  # no child uses it
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     bench = Bench(suite, quick, files, pipe.send)
     try:
         import_module(f"tools.bench.suites.{suite}").run(bench)
