@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tools.bench.page import require_plotly, write_page
 from tools.bench.run import run_suites
 from tools.bench.suites import SUITES
 from tools.bench.targets import short_of
@@ -38,6 +39,8 @@ def bench(
     What is not installed is reported with the command that installs it; most of it comes with
     pip install 'shmcache[bench]'."""
     _require_histogram()
+    if html_file is not None:
+        require_plotly()
     chosen = SUITES if not suites or "all" in suites else tuple(each for each in SUITES if each in suites)
     console = Console(stderr=True)
     progress = Progress(
@@ -55,8 +58,6 @@ def bench(
     if json_file is not None:
         json_file.write_text(json.dumps(results.as_json(), indent=1))
     if html_file is not None:
-        from tools.bench.page import write_page
-
         write_page(results, html_file)
     short = short_of(results.ratios, chosen)
     if check:
