@@ -157,6 +157,7 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 cli.add_command(accounts)
 
+
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> Any:

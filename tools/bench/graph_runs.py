@@ -115,11 +115,8 @@ class _Passes:
         self._nodes = totals[Counter.NODE_RUNS.name.lower()]
         self._blocking = totals[Counter.BLOCKING_DB_OPERATIONS.name.lower()]
         self._began = time.monotonic()
-        client = get_db_client()
         for _ in range(self._repeat):
-            for loaded in self._graphs:
-                execution = client.create_graph_execution(loaded.graph.id, self._user)
-                client.put_work(WorkKind.START, execution.id, execution.id)
+            submit_graphs(get_db_client(), self._graphs, self._user)
 
     def is_done(self, processes: Processes) -> bool:
         """End a pass when nothing is queued or running, and begin the next; say whether all are done."""
@@ -146,6 +143,13 @@ class _Passes:
 
     def report(self, supervisor: Supervisor) -> None:
         """Nothing to report."""
+
+
+def submit_graphs(client: ExecutionDataClient, graphs: Sequence[LoadedGraph], user_id: str) -> None:
+    """Put a run of each graph on the work queue."""
+    for loaded in graphs:
+        execution = client.create_graph_execution(loaded.graph.id, user_id)
+        client.put_work(WorkKind.START, execution.id, execution.id)
 
 
 def run_cached(graphs: Sequence[LoadedGraph], repeat: int, passes: int, settings: Settings) -> list[Pass]:

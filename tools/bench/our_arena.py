@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from collections.abc import Sequence
 
 from shmcache.arena import Arena, Transaction
+from shmcache.arena.mapping import SharedMapping
 from shmcache.arena.transaction import Append, Put
 from shmcache.codec import Record, encode
 from shmcache.identifiers import id_bytes, id_text
@@ -35,10 +38,8 @@ def size_for(records: int) -> int:
 
 
 def put(arena: Arena, key: bytes, record: bytes) -> None:
-    """Store one record."""
-    transaction = Transaction()
-    transaction.operations.append(Put(key, record))
-    arena.commit(transaction)
+    """Store one record by itself."""
+    arena.put(key, record)
 
 
 def append(arena: Arena, kind: int, payload: bytes) -> int:
@@ -53,6 +54,37 @@ def put_and_append(arena: Arena, key: bytes, record: bytes, kind: int, payload: 
     transaction = Transaction()
     transaction.operations += [Put(key, record), Append(_WRITE, kind, payload)]
     return arena.commit(transaction).write_sequence
+
+
+class LockTimes:
+    """How often the commit lock was taken while this was open, and how long it was held, in nanoseconds."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._critical = arena._critical
+        self.taken = 0
+        self.held = 0
+
+    def __enter__(self) -> LockTimes:
+        critical = self._critical
+        self._acquire, self._release = acquire, release = critical._try, critical._release
+        since = 0
+
+        def timed_acquire(argument: ctypes.c_void_p) -> int:
+            nonlocal since
+            result = acquire(argument)
+            since = time.perf_counter_ns()
+            return result
+
+        def timed_release(argument: ctypes.c_void_p) -> int:
+            self.held += time.perf_counter_ns() - since
+            self.taken += 1
+            return release(argument)
+
+        critical._try, critical._release = timed_acquire, timed_release
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._critical._try, self._critical._release = self._acquire, self._release
 
 
 class SharedArena(Store):
@@ -87,6 +119,37 @@ class SharedArena(Store):
     def close(self) -> None:
         """See Store."""
         remove_arena(self.arena)
+
+
+class Mapping(Store):
+    """SharedMapping: the dict that all processes share."""
+
+    name = f"{OURS} SharedMapping"
+    settings = "a dict for plain values; kept decoded in each process that reads them"
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        super().__init__(items)
+        name = f"bench-{os.getpid()}-{os.urandom(3).hex()}"
+        self._mapping = SharedMapping.create(name, size_for(len(items)))
+        for item in items:
+            self._mapping[item.key] = item.plain
+
+    def read_all(self, keys: Sequence[str]) -> None:
+        """See Store."""
+        mapping = self._mapping
+        for key in keys:
+            mapping[key]
+
+    def write_all(self, pairs: Sequence[tuple[str, Item]]) -> None:
+        """See Store."""
+        mapping = self._mapping
+        for key, item in pairs:
+            mapping[key] = item.plain
+
+    def close(self) -> None:
+        """See Store."""
+        self._mapping.unlink()
+        self._mapping.close()
 
 
 def filled(count: int, record: Record) -> tuple[SharedArena, list[str]]:

@@ -19,6 +19,7 @@ from shmcache.errors import ShmcacheError
 from tools.bench.bench import Bench
 from tools.bench.method import CORES
 from tools.bench.results import NotMeasured, Results
+from tools.trace_file import write_traceback
 
 _PACKAGES = (
     "shmcache", "numpy", "msgpack", "psycopg", "lmdb", "diskcache", "redis", "hiredis", "pymemcache", "ultradict",
@@ -103,5 +104,8 @@ def _live(suite: str, quick: bool, files: Sequence[Path], pipe: Connection) -> N
         bench.not_measured(f"the rest of {suite}", str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        bench.not_measured(f"the rest of {suite}", f"it failed: {text} (details in {write_traceback()})")
     pipe.send(bench.results)
     pipe.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tools.bench.bench import Bench
 from tools.bench.method import Loop, pinned
-from tools.bench.our_arena import OURS, SharedArena
+from tools.bench.our_arena import OURS, Mapping, SharedArena
 from tools.bench.peers.servers import Memcached, PipelinedRedis, Redis
 from tools.bench.peers.stores import (
     DiskCache,
@@ -25,8 +25,8 @@ from tools.bench.peers.stores import (
 from tools.bench.workload import Item, in_turn, node_definitions, outputs
 
 STORES: tuple[type[Store], ...] = (
-    PlainDict, SharedArena, UltraDict2, UltraDict, EasyGlobals, Lmdb, LmdbWithoutWritemap, DiskCache, ManagerDict,
-    Memcached, Redis, PipelinedRedis,
+    PlainDict, SharedArena, Mapping, UltraDict2, UltraDict, EasyGlobals, Lmdb, LmdbWithoutWritemap, DiskCache,
+    ManagerDict, Memcached, Redis, PipelinedRedis,
 )  # fmt: skip
 _RECORDS = 1_000
 
