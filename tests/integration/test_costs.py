@@ -39,7 +39,7 @@ LIFE = {
     "output": Costs(commit_locks=1, encoded=1, entries=2),
     "get_latest_node_execution": Costs(),
     "get_node_executions": Costs(),
-    "COMPLETED": Costs(commit_locks=2, encoded=1, entries=1),  # one of them looks for an estimate to settle
+    "COMPLETED": Costs(commit_locks=2, encoded=1, entries=1),  # one of them to read what is held for it
     "end_work": Costs(commit_locks=1),
 }
 _DEFINITION = NodeDefinition(_NODE, _GRAPH, "node", "shmcache.merge", {}, {}, (), ())
@@ -142,5 +142,3 @@ def test_overwriting_a_plain_record_takes_the_lock_of_its_stripe_alone(arena: Ar
 def test_a_miss_loads_a_graph_with_one_query_and_its_other_nodes_with_none(client: CachedClient, arena: Arena) -> None:
     assert costs(arena, lambda: client.get_node(_NODE)).waits == 2  # one opens the connection
     assert costs(arena, lambda: client.get_graph(_GRAPH)).waits == 0
-
-

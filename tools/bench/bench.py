@@ -99,7 +99,7 @@ class Bench:
         shares: list[float] = []
 
         def throughput(processes: int) -> float:
-            windows = undisturbed(lambda: together(make, processes, self.pick(0.2, 1.0)))
+            windows = undisturbed(lambda: together(make, processes, self.pick(0.2, 1.0)), self.pick(2, 8))
             shares.append(core_share(windows))
             return rate(windows)
 

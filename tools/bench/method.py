@@ -30,7 +30,6 @@ RunAll = Callable[[Sequence[Any]], object]
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 _LEAD_SECONDS = 0.05
 _UNDISTURBED = 0.95
-_MOST_TRIES = 8
 _HIGHEST_NS = 60_000_000_000
 
 
@@ -203,11 +202,11 @@ def together(make: Callable[[int], Callable[[], int]], processes: int, seconds: 
     return windows
 
 
-def undisturbed(measure: Callable[[], list[Window]]) -> list[Window]:
-    """Return windows in which every process had its core for itself; where others take the cores again and again, those
+def undisturbed(measure: Callable[[], list[Window]], tries: int) -> list[Window]:
+    """Return windows in which every process had its core for itself; where others take the cores in all `tries`, those
     in which it had most of it."""
     best: list[Window] = []
-    for _ in range(_MOST_TRIES):
+    for _ in range(tries):
         windows = measure()
         if not best or core_share(windows) > core_share(best):
             best = windows

@@ -108,7 +108,9 @@ def _arena_sizes(bench: Bench) -> None:
     made, attached = [], []
     for size in sizes:
         if size > free_bytes() // 2:
-            bench.not_measured(f"an arena of {size >> 20:,} MiB", "it is more than half of the shared memory that is free")
+            bench.not_measured(
+                f"an arena of {size >> 20:,} MiB", "it is more than half of the shared memory that is free"
+            )
             continue
         bench.say(f"an arena of {size >> 20:,} MiB")
         began = time.perf_counter()
