@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -33,7 +34,7 @@ from shmcache.records import ExecutionStatus, Graph, NodeDefinition
 from shmcache.work_queue import WorkQueue
 from syncer.charge_pool import ChargePool
 from syncer.sync_manager import SyncManager
-from tools.bench.our_arena import make_arena, remove_arena
+from tools.bench.our_arena import lock_holders, make_arena, remove_arena
 from tools.bench.peers.stores import CannotMeasure
 from tools.processes import Processes, Role
 
@@ -164,8 +165,14 @@ class Host:
 
     @contextmanager
     def frozen(self, pid: int) -> Iterator[None]:
-        """Stop a process meanwhile."""
-        os.kill(pid, signal.SIGSTOP)
+        """Stop a process meanwhile, at a moment at which it holds no lock of the arena."""
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, _DRAIN_SECONDS)
+            if pid not in lock_holders(self.arena):
+                break
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.001)
         try:
             yield
         finally:

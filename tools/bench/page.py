@@ -104,7 +104,7 @@ def _percentile_plots(results: Results, suite: str) -> list[str]:
                           "color": _OURS_COLOUR if mine else _COLOURS[1 + others % (len(_COLOURS) - 1)]},
                 )  # fmt: skip
         figure.update_yaxes(type="log", title="time, microseconds")
-        figure.update_layout(height=420)
+        figure.update_layout(height=400 + 16 * len(figure.data))  # its legend lies below it
         plots.append(_html(figure, f"{test}: percentiles"))
     return plots
 
