@@ -158,6 +158,15 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 cli.add_command(accounts)
 
 
+@cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> Any:
+    """Measure shmcache beside what one would take instead."""
+    from tools.bench.command import bench as command
+
+    return command.main(list(arguments), prog_name="shmcache bench", standalone_mode=False)
+
+
 @cli.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")

@@ -1,0 +1,1 @@
+"""What shmcache is measured beside, each at its best settings."""
