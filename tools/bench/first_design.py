@@ -129,9 +129,16 @@ class FirstDesignClient(ExecutionDataClient):
     # Executions, written
 
     def create_graph_execution(
-        self, graph_id: str, user_id: str, inputs: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        graph_id: str,
+        user_id: str,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient."""
+        del durable, urgent
         made = self._direct.create_graph_execution(graph_id, user_id, inputs)
         self._graph_executions[made.id] = made
         return made
@@ -144,8 +151,12 @@ class FirstDesignClient(ExecutionDataClient):
         input_data: Any = None,
         node_exec_id: str | None = None,
         source: InputSource | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> tuple[str, Mapping[str, Any]]:
         """See ExecutionDataClient. Blocks: the database says which execution it is for."""
+        del durable, urgent
         identifier, inputs = self._direct.upsert_execution_input(
             node_id, graph_exec_id, input_name, input_data, node_exec_id, source
         )
@@ -169,8 +180,11 @@ class FirstDesignClient(ExecutionDataClient):
         output_data: Any = None,
         *,
         ordinal: int | None = None,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution:
         """See ExecutionDataClient. Queued."""
+        del durable, urgent  # it has neither: what it queues is written when its thread comes to it
         given = [(output_name, output_data)] if isinstance(output_name, str) else list(output_name.items())
         execution = self.get_node_execution(node_exec_id)
         already = 0 if ordinal is None else max(0, execution.output_count - ordinal)
@@ -193,8 +207,12 @@ class FirstDesignClient(ExecutionDataClient):
         status: ExecutionStatus,
         execution_data: Mapping[str, Any] | None = None,
         stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> NodeExecution:
         """See ExecutionDataClient. Queued."""
+        del durable, urgent
         execution = self.get_node_execution(node_exec_id)
         if not may_move(execution.status, status):
             return execution
@@ -208,6 +226,7 @@ class FirstDesignClient(ExecutionDataClient):
             started_at=execution.started_at or now if status is ExecutionStatus.RUNNING else execution.started_at,
             ended_at=now if status in FINAL_STATUSES else None,
             stats=FrozenDict({**execution.stats, **(stats or {})}),
+            moves=execution.moves + 1,
         )
         self._keep(execution)
         return execution
@@ -218,9 +237,16 @@ class FirstDesignClient(ExecutionDataClient):
             self._statuses[execution.id] = execution
 
     def update_graph_execution_stats(
-        self, graph_exec_id: str, status: ExecutionStatus | None = None, stats: Mapping[str, Any] | None = None
+        self,
+        graph_exec_id: str,
+        status: ExecutionStatus | None = None,
+        stats: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient. Blocks."""
+        del durable, urgent
         updated = self._direct.update_graph_execution_stats(graph_exec_id, status, stats)
         self._graph_executions[graph_exec_id] = updated
         return updated
@@ -243,8 +269,12 @@ class FirstDesignClient(ExecutionDataClient):
         cost: int,
         metadata: Mapping[str, Any] | None = None,
         transaction_key: str | None = None,
+        *,
+        durable: bool = False,
+        urgent: bool = False,
     ) -> int:
         """See ExecutionDataClient."""
+        del durable, urgent
         return self._direct.spend_credits(user_id, cost, metadata, transaction_key)
 
     def charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
@@ -269,8 +299,9 @@ class FirstDesignClient(ExecutionDataClient):
 
     # Several writes at once, work, durability
 
-    def atomically(self, work: Callable[[], T]) -> T:
+    def atomically(self, work: Callable[[], T], *, durable: bool = False, urgent: bool = False) -> T:
         """See ExecutionDataClient; it has no such thing: each write is for itself."""
+        del durable, urgent
         return work()
 
     def put_work(self, kind: WorkKind, identifier: str, graph_exec_id: str) -> None:
@@ -284,6 +315,16 @@ class FirstDesignClient(ExecutionDataClient):
     def end_work(self, work: Work, graph_exec_id: str) -> None:
         """See ExecutionDataClient."""
         self._work_queue.end(work, graph_exec_id)
+
+    @property
+    def last_sequence(self) -> int:
+        """See ExecutionDataClient. It gives no receipts."""
+        return 0
+
+    def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:
+        """See ExecutionDataClient. Without receipts, it waits for everything."""
+        del sequence
+        self.flush(timeout_seconds)
 
     def flush(self, timeout_seconds: float | None = None) -> None:
         """See ExecutionDataClient. Waits as long as it takes."""
@@ -334,5 +375,5 @@ class FirstDesignClient(ExecutionDataClient):
 def _row(execution: NodeExecution) -> NodeExecutionWrite:
     return NodeExecutionWrite(
         execution.id, execution.graph_exec_id, execution.node_id, execution.status, execution.created_at,
-        execution.queued_at, execution.started_at, execution.ended_at, json_text(execution.stats),
+        execution.queued_at, execution.started_at, execution.ended_at, json_text(execution.stats), execution.moves,
     )  # fmt: skip
