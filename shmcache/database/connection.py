@@ -103,6 +103,7 @@ _DEFAULTS = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
+    "tcp_user_timeout": "30000",  # ms; what was sent into the void is given up then, where keepalives do not count
 }
 _OPTIONS = "-c search_path=shmcache -c TimeZone=UTC -c default_transaction_isolation=read\\ committed"
 
