@@ -150,21 +150,23 @@ class Room:
             self._gain_slabs(wanted)
         return self._mover.gained > 0 or words[FREE_SLABS] >= wanted
 
-    def _gain_slabs(self, wanted: int) -> None:
-        """Go through the steps until there are as many free slabs as wanted, and some more."""
+    def _gain_slabs(self, needed: int) -> None:
+        """Go through the steps until there are as many free slabs as needed, and by each some more while at it.
+
+        Nothing is forgotten while moving what lives makes room enough."""
         words = self._words
-        wanted += min(8, self._slabs.count // 64)
+        wanted = needed + min(8, self._slabs.count // 64)
         census = self._mover.census()
         self._free(census)
         if words[FREE_SLABS] < wanted:
             self._clean(census, wanted, _WORTH_CLEANING)
-        while words[FREE_SLABS] < wanted and self._entry_slabs.shrink():
+        while words[FREE_SLABS] < needed and self._entry_slabs.shrink():
             pass
-        if words[FREE_SLABS] < wanted and self.families.drop_finished():
+        if words[FREE_SLABS] < needed and self.families.drop_finished():
             census = self._mover.census()
             self._free(census)
             self._clean(census, wanted, _WORTH_CLEANING)
-        if words[FREE_SLABS] < wanted:
+        if words[FREE_SLABS] < needed:
             self._turn_clock(self._mover.census(), wanted)
         if self._mover.gained <= 0:
             self._mover.close_filling()
@@ -184,7 +186,7 @@ class Room:
         live = 0
         victims: list[int] = []
         for slab in census.emptiest():
-            if self._words[FREE_SLABS] + len(victims) - live // size >= wanted or census.live[slab] > worth * size:
+            if self._words[FREE_SLABS] + len(victims) + live // -size > wanted or census.live[slab] > worth * size:
                 break
             victims.append(slab)
             live += int(census.live[slab])

@@ -300,6 +300,20 @@ def test_random_overwrites_wear_nothing_out(arena: Arena) -> None:
     assert {name: _record(arena, name) for name in names} == {name: model.get(name) for name in names}
 
 
+def test_nothing_is_forgotten_while_there_are_holes_to_clean(arena: Arena) -> None:
+    dice = random.Random(5)
+    names = [key(8000 + number) for number in range(3000)]
+    records = [bytes([number]) * int(50 * 2 ** dice.uniform(0, 6.5)) for number in range(97)]
+    last: dict[bytes, bytes] = {}
+    for _ in range(60_000):
+        name = dice.choice(names)
+        last[name] = dice.choice(records)
+        arena.put(name, last[name])
+    assert arena.counter_totals()["cleaned_slabs"] > 100
+    assert arena.counter_totals()["evicted"] == 0
+    assert {name: _record(arena, name) for name in last} == last
+
+
 def test_what_is_read_stays_and_what_is_not_read_goes(arena: Arena) -> None:
     hot = [key(7000 + number) for number in range(300)]
     for name in hot:
