@@ -38,6 +38,9 @@ from shmcache.arena.slab import NoRoom, Numbers, Slabs
 from shmcache.arena.stripes import Stripes
 from shmcache.arena.table import Table
 
+KEEPING_FLAGS = FLAGS & ~(FLAG_PLAIN | FLAG_USED)
+"""Flags for whose sake an entry stays when its record goes."""
+
 IN_ONE_COMMIT = 64
 """Records moved or forgotten in one commit: bounds how long the commit lock is held, and the intent."""
 
@@ -163,7 +166,7 @@ class Mover:
             stage[entry + FAMILY]
             or stage[entry + MEMBERS]
             or stage[entry + COUNTER]
-            or stage[entry + CHAIN] & FLAGS & ~(FLAG_PLAIN | FLAG_USED)
+            or stage[entry + CHAIN] & KEEPING_FLAGS
         ):
             stage[entry + LOCATION] = 0
             stage[entry + VERSION] = stage[COMMIT_SEQUENCE]

@@ -32,15 +32,18 @@ from shmcache.arena.families import Families
 from shmcache.arena.layout import (
     CHAIN,
     CLEANING_LOCK_OFFSET,
+    COUNTER,
     DIRTY,
+    FAMILY,
     FLAG_PINNED,
     FREE_SLABS,
     HAND,
+    MEMBERS,
     QUEUE,
     READ_LATELY,
 )
 from shmcache.arena.memory import Memory
-from shmcache.arena.moving import Mover
+from shmcache.arena.moving import KEEPING_FLAGS, Mover
 from shmcache.arena.mutex import RobustMutex, is_on_stack
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.slab import RESERVED_SLABS, SLOT_BYTES, NoRoom
@@ -135,20 +138,31 @@ class Room:
                 lock.release()
 
     def _gain(self, lacking: NoRoom) -> bool:
-        words, table = self._words, self._table
+        words = self._words
         self._mover.gained = 0
         if lacking.entries:
-            for _ in range(2):
-                while table.free < lacking.entries and self._entry_slabs.grow():
-                    pass
-                if table.free >= lacking.entries:
-                    return True
-                self._gain_slabs(2 + RESERVED_SLABS)
-            return table.free >= lacking.entries
+            return self._gain_entries(lacking.entries)
         wanted = lacking.slabs + RESERVED_SLABS
         if words[FREE_SLABS] < wanted:
             self._gain_slabs(wanted)
         return self._mover.gained > 0 or words[FREE_SLABS] >= wanted
+
+    def _gain_entries(self, needed: int) -> bool:
+        """Make slabs entries; where no more can be, forget records whose entries go with them."""
+        table = self._table
+        for _ in range(2):
+            while table.free < needed and self._entry_slabs.grow():
+                pass
+            if table.free >= needed:
+                return True
+            self._gain_slabs(2 + RESERVED_SLABS)
+        before = -1
+        while before < table.free < needed:
+            before = table.free
+            if not self.families.drop_finished():
+                self._mover.close_filling()
+                self._turn_clock(self._mover.census(), self._words[FREE_SLABS] + 1, entries_too=True)
+        return table.free >= needed
 
     def _gain_slabs(self, needed: int) -> None:
         """Go through the steps until there are as many free slabs as needed, and by each some more while at it.
@@ -198,8 +212,10 @@ class Room:
             self._mover.give_back([slab])
             self.cleaned += 1
 
-    def _turn_clock(self, census: Census, wanted: int) -> None:
-        """Empty slabs of records that may go, from the clock's hand on, until as many as wanted are free."""
+    def _turn_clock(self, census: Census, wanted: int, *, entries_too: bool = False) -> None:
+        """Empty slabs of records that may go, from the clock's hand on, until as many as wanted are free.
+
+        With `entries_too` only of those whose entries go with them."""
         slabs = self._slabs
         words = self._words
         rows = self._table.rows()
@@ -209,6 +225,9 @@ class Room:
             & (rows[entries, QUEUE] == 0)
             & (rows[entries, CHAIN] & np.uint64(FLAG_PINNED) == 0)
         )
+        if entries_too:
+            kept_for = rows[entries, FAMILY] | rows[entries, MEMBERS] | rows[entries, COUNTER]
+            may_go &= (kept_for | (rows[entries, CHAIN] & np.uint64(KEEPING_FLAGS))) == 0
         unread = may_go & (rows[entries, CHAIN] < np.uint64(READ_LATELY))
         del rows
         # The slabs that a long record has to itself are gained with it, wherever its slot lies.

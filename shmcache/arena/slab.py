@@ -276,11 +276,6 @@ class Slabs:
         stage[word + SLAB_STATE] = SLAB_OF_ENTRIES
         return True
 
-    def is_in_use(self, slab: int) -> bool:
-        """Say whether a slab holds records, or is being filled with them."""
-        in_use: bool = self._words[self._table + slab * SLAB_WORDS + SLAB_STATE] == SLAB_IN_USE
-        return in_use
-
     def stamp(self, slab: int) -> int:
         """Return when a slab was taken."""
         stamp: int = self._words[self._table + slab * SLAB_WORDS + SLAB_STAMP]

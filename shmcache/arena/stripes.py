@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import TracebackType
 
 from shmcache.arena.critical import Critical
@@ -150,7 +150,7 @@ class Stripes:
 
     def number_of(self, key: bytes) -> int:
         """Return the number of a key's stripe."""
-        return key[-1] & self._mask if self._mask < 256 else 0
+        return key[-1] & self._mask
 
     def hold(self, numbers: Iterable[int]) -> _Hold:
         """Return a context that holds stripes. Only inside the critical section, and once."""
@@ -196,30 +196,34 @@ class Stripes:
         mutex.inherit(result)
 
     def _take(self, numbers: Iterable[int]) -> None:
+        taken: list[int] = []
         try:
             for number in numbers:
                 mutex = self._mutexes[number]
                 result = mutex.quick_acquire(self._arguments[number])
                 if result:
                     self._take_slowly(mutex, result)
+                taken.append(number)
             self._words[DOUBT] = 1
         except BaseException:
-            self._let_go_of_all()
+            self._abandon(taken)
             raise
 
-    def _let_go(self, numbers: Iterable[int]) -> None:
+    def _let_go(self, numbers: Collection[int]) -> None:
         try:
             self._words[DOUBT] = 0
             for number in numbers:
                 self._mutexes[number].release()
         except BaseException:
-            self._let_go_of_all()
+            self._abandon(numbers)
             raise
 
-    def _let_go_of_all(self) -> None:
+    def _abandon(self, taken: Collection[int]) -> None:
+        """Let go of the stripes taken, and of any that an exception left held; not of that of a put further up."""
         self._words[DOUBT] = 0
-        for mutex in self._mutexes:
-            if mutex.is_held_here():
+        inside_a_put = is_on_stack(_OVERWRITE, 1)
+        for number, mutex in enumerate(self._mutexes):
+            if mutex.is_held_here() and (number in taken or not inside_a_put):
                 mutex.release()
 
 
@@ -228,7 +232,7 @@ class _Hold:
 
     __slots__ = ("_numbers", "_stripes")
 
-    def __init__(self, stripes: Stripes, numbers: Iterable[int]) -> None:
+    def __init__(self, stripes: Stripes, numbers: Collection[int]) -> None:
         self._stripes = stripes
         self._numbers = numbers
 

@@ -197,6 +197,22 @@ def test_a_put_from_inside_a_put_is_refused_and_does_no_harm(arena: Arena) -> No
     assert _record(arena, ONE) == b"outer"
 
 
+def test_a_commit_from_inside_a_put_is_refused_and_leaves_the_put_its_stripe(arena: Arena) -> None:
+    mutex = arena._stripes._mutexes[arena._stripes.number_of(ONE)]
+    held = []
+
+    def again() -> None:
+        held.append(mutex.is_held_here())
+        with pytest.raises(ArenaError, match="inside a put"):
+            arena.check()
+        held.append(mutex.is_held_here())
+
+    _at_bytecode(150, again)
+    arena.put(ONE, b"outer")
+    assert held == [True, True]
+    assert _record(arena, ONE) == b"outer"
+
+
 def test_a_transaction_that_relied_on_a_plain_record_fails_if_that_was_put_meanwhile(arena: Arena) -> None:
     wanted = Transaction()
     wanted.rely_on(ONE, arena.version(ONE))
@@ -279,6 +295,18 @@ def test_small_then_large_then_small_records_are_served_from_a_full_arena_each_t
         entries = arena._words[83] * slabs.size / (slabs.count * slabs.size)
         if size <= 20_000:
             assert share + entries > 0.8, (size, share, entries)
+    assert arena.check() == []
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_records_smaller_than_their_entries_make_room_for_each_other_too(arena: Arena, size: int) -> None:
+    """Entries run out before slabs do: records go whose entries go with them."""
+    count = SIZE // 100
+    for number in range(count):
+        arena.put(key(1_000_000 + number), bytes(size))
+    assert arena.counter_totals()["evicted"] > 0
+    assert arena.read(key(1_000_000)) is None
+    assert _record(arena, key(1_000_000 + count - 1)) == bytes(size)
     assert arena.check() == []
 
 
