@@ -234,7 +234,13 @@ def _binaries() -> tuple[Path, str | None]:
     binaries: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
     if os.geteuid() != 0:
         return binaries, None
-    utils.ensure_user_exists(_SYSTEM_USER)
+    # One at a time on the whole machine: two useradd at once have been seen to make the user twice, with two numbers.
+    users = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        utils.ensure_user_exists(_SYSTEM_USER)
+    finally:
+        os.close(users)
     return binaries, _SYSTEM_USER
 
 
