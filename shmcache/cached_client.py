@@ -53,7 +53,7 @@ class CachedClient(CachedCredits):
 
     def get_graph_execution(self, graph_exec_id: str) -> GraphExecution:
         """See ExecutionDataClient."""
-        pending = self._records.pending
+        pending = self._records.at_hand.pending
         if pending is not None and graph_exec_id in pending.graph_executions:
             return pending.graph_executions[graph_exec_id]
         found: GraphExecution = self._records.record(
@@ -127,18 +127,19 @@ class CachedClient(CachedCredits):
         urgent: bool = False,
     ) -> tuple[str, Mapping[str, Any]]:
         """See ExecutionDataClient."""
-        value = freeze(input_data)
-        text = json_text(value)
+        value, text = self._written(input_data)
 
         def upsert() -> tuple[str, Mapping[str, Any]]:
             records = self._records
             target = self._execution_for_input(node_id, graph_exec_id, input_name, node_exec_id)
             if input_name is not None and not records.has_input(target, input_name):
                 execution = target.execution
-                changed = execution._replace(inputs=FrozenDict({**execution.inputs, input_name: value}))
+                inputs = FrozenDict({**execution.inputs, input_name: value})
+                sources = execution.sources
                 if source is not None:
-                    changed = changed._replace(sources=FrozenDict({**execution.sources, input_name: source}))
-                target = target._replace(execution=changed)
+                    sources = FrozenDict({**sources, input_name: source})
+                changed = execution._replace(inputs=inputs, sources=sources)
+                target = PartialExecution(changed, target.parts)
                 row = InputWrite(
                     changed.id, input_name, text, self._now(), source and source.node_exec_id, source and source.ordinal
                 )
@@ -195,8 +196,7 @@ class CachedClient(CachedCredits):
     ) -> NodeExecution:
         """See ExecutionDataClient."""
         given = [(output_name, output_data)] if isinstance(output_name, str) else list(output_name.items())
-        values = [(name, freeze(value)) for name, value in given]
-        texts = [json_text(value) for _, value in values]
+        values = [(name, *self._written(value)) for name, value in given]
 
         def upsert() -> NodeExecution:
             partial = self._records.partial(node_exec_id)
@@ -206,13 +206,12 @@ class CachedClient(CachedCredits):
                 outputs = dict(execution.outputs)
                 rows = self._records.writing().rows
                 count = execution.output_count
-                for (name, value), text in list(zip(values, texts, strict=True))[already:]:
+                for name, value, text in values[already:]:
                     outputs[name] = FrozenList([*outputs.get(name, ()), value])
                     rows.append((WriteKind.OUTPUT, OutputWrite(node_exec_id, count, name, text, self._now())))
                     count += 1
-                partial = partial._replace(
-                    execution=execution._replace(outputs=FrozenDict(outputs), output_count=count)
-                )
+                changed = execution._replace(outputs=FrozenDict(outputs), output_count=count)
+                partial = PartialExecution(changed, partial.parts)
                 self._records.put(partial)
             return self._records.whole(partial)
 
@@ -229,10 +228,9 @@ class CachedClient(CachedCredits):
         urgent: bool = False,
     ) -> NodeExecution:
         """See ExecutionDataClient."""
-        data = freeze(execution_data or {})
+        data = freeze(execution_data) if execution_data else EMPTY
         texts = {name: json_text(value) for name, value in data.items()}
-        merged = freeze(stats or {})
-        json_text(merged)
+        merged = _statistics(stats)
 
         def update() -> NodeExecution:
             records = self._records
@@ -252,7 +250,7 @@ class CachedClient(CachedCredits):
                         ))  # fmt: skip
             if merged:
                 changed = changed._replace(stats=FrozenDict({**execution.stats, **merged}))
-            partial = partial._replace(execution=changed)
+            partial = PartialExecution(changed, partial.parts)
             if status in FINAL_STATUSES:
                 partial = self._end_charge(partial)
             records.put(partial)
@@ -275,8 +273,7 @@ class CachedClient(CachedCredits):
         urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient."""
-        merged = freeze(stats or {})
-        json_text(merged)
+        merged = _statistics(stats)
 
         def update() -> GraphExecution:
             execution = self.get_graph_execution(graph_exec_id)
@@ -293,7 +290,28 @@ class CachedClient(CachedCredits):
         return self.atomically(update, durable=durable, urgent=urgent)
 
 
+    def _written(self, value: Any) -> tuple[Any, str]:
+        """Return a value, frozen, and as JSON text. Raises InvalidValue.
+
+        An output is written, and then given to each link from it: if it is frozen, that is the same object each time."""
+        given, frozen, text = self._written_last
+        if given is not value or not isinstance(value, FrozenDict | FrozenList):
+            frozen = freeze(value)
+            text = json_text(frozen)
+            self._written_last = value, frozen, text
+        return frozen, text
+
+
 E = TypeVar("E", NodeExecution, GraphExecution)
+
+
+def _statistics(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return statistics, frozen. Raises InvalidValue for what is no JSON."""
+    if not given:
+        return EMPTY
+    frozen: Mapping[str, Any] = freeze(given)
+    json_text(frozen)
+    return frozen
 
 
 def _moved(execution: E, status: ExecutionStatus, now: float) -> E:

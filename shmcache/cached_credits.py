@@ -60,7 +60,7 @@ class CachedCredits(CachedTransactions):
         available = self._arena.counter(id_bytes(user_id))
         if available is None:
             raise NotFound("account", user_id)
-        pending = self._records.pending
+        pending = self._records.at_hand.pending
         return available - (pending.charged.get(user_id, 0) if pending is not None else 0)
 
     def increment_execution_count(self, user_id: str, node_exec_id: str | None = None) -> int:
@@ -120,7 +120,7 @@ class CachedCredits(CachedTransactions):
             operations.append(SetOnce(mark, marked(first.amount, first_kind == ChargeKind.HOLD)))
         # Also of nothing: the answer has what is left then. What costs nothing is not refused to who owes.
         operations.append(Add(account, -total, 0 if total else None))
-        if self._records.pending is not None:
+        if self._records.at_hand.pending is not None:
             return self._spend_within(operations, node_exec, mark, user_id, total)
         while True:
             wanted = Transaction()
@@ -160,7 +160,8 @@ class CachedCredits(CachedTransactions):
             if partial.execution.status in FINAL_STATUSES:
                 return self._spend_late(partial, operations, user_id, total)
         if mark is not None:
-            if mark in pending.marks or self._is_marked(mark):
+            # A mark that is set is found by the commit, which is tried again then: no need to look before.
+            if mark in pending.marks or (pending.conflicts and self._is_marked(mark)):
                 return self.get_credits(user_id)
             pending.marks[mark] = next(each.value for each in operations if isinstance(each, SetOnce))
         pending.others += operations

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shmcache.arena import Arena, Conflict, Counter, CounterTooLow, Ring
 from shmcache.arena.transaction import (
@@ -40,7 +40,8 @@ class CachedTransactions(ExecutionDataClient):
         self._cache = SimpleExecutorCache(arena, settings.decoded_records)
         self._backing = BackingStore(database_url, lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS))
         self._records = RecordStore(arena, self._cache, self._backing)
-        self._last_time = 0.0
+        self._last_time = 0
+        self._written_last: tuple[Any, Any, str] = (None, None, "null")
         # The last sequence of each thread, by its number, on each ring.
         self._write_sequences: dict[int, int] = {}
         self._charge_sequences: dict[int, int] = {}
@@ -51,13 +52,14 @@ class CachedTransactions(ExecutionDataClient):
 
     def atomically(self, work: Callable[[], T], *, durable: bool = False, urgent: bool = False) -> T:
         """See ExecutionDataClient."""
-        pending = self._records.pending
+        pending = self._records.at_hand.pending
         if pending is not None:
             pending.durable |= durable
             pending.urgent |= urgent
             return work()
+        conflicts = 0
         while True:
-            pending = self._records.pending = Pending(durable, urgent)
+            pending = self._records.at_hand.pending = Pending(durable, urgent, conflicts)
             outcome = None
             try:
                 result = work()
@@ -68,11 +70,12 @@ class CachedTransactions(ExecutionDataClient):
                         self._cache.keep(identifier, entry, version, record)
                 break
             except Conflict:
+                conflicts += 1
                 continue
             except CounterTooLow as error:
                 refused = error
             finally:
-                self._records.pending = None
+                self._records.at_hand.pending = None
             user_id = id_text(refused.key)
             raise self._refused(
                 user_id, pending.charged_for.get(user_id), refused.value, pending.charged.get(user_id, 0)
@@ -151,8 +154,8 @@ class CachedTransactions(ExecutionDataClient):
 
     def _now(self) -> float:
         """Return the time in whole microseconds, as PostgreSQL keeps it, later than any this process gave before."""
-        self._last_time = now = max(round(time.time(), 6), round(self._last_time + 1e-6, 6))
-        return now
+        self._last_time = now = max(time.time_ns() // 1000, self._last_time + 1)
+        return now / 1e6
 
 
 def _await(ring: Ring, wanted: int, timeout_seconds: float | None, started: float) -> None:

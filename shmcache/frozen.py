@@ -40,19 +40,25 @@ class FrozenList(list[Any]):
         return thaw(self)
 
 
+_CONTAINERS = (dict, list, tuple)
+
+
 def freeze(value: Any) -> Any:
     """Return a deep copy of a JSON-like value that cannot be changed; tuples become lists."""
+    # Asked here, not in a call of its own for each item: most items are plain, and a call is most of the work.
     if isinstance(value, dict):
-        return FrozenDict({key: freeze(item) for key, item in value.items()})
+        return FrozenDict({
+            key: freeze(item) if isinstance(item, _CONTAINERS) else item for key, item in value.items()
+        })  # fmt: skip
     if isinstance(value, (list, tuple)):
-        return FrozenList([freeze(item) for item in value])
+        return FrozenList([freeze(item) if isinstance(item, _CONTAINERS) else item for item in value])
     return value
 
 
 def thaw(value: Any) -> Any:
     """Return a deep, changeable copy of a value."""
     if isinstance(value, dict):
-        return {key: thaw(item) for key, item in value.items()}
+        return {key: thaw(item) if isinstance(item, _CONTAINERS) else item for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [thaw(item) for item in value]
+        return [thaw(item) if isinstance(item, _CONTAINERS) else item for item in value]
     return value

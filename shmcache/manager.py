@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from shmcache.blocks import get_block
 from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavailable
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
-from shmcache.frozen import thaw
+from shmcache.frozen import freeze, thaw
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -282,6 +282,7 @@ class Manager:
     ) -> None:
         """Record an output and give it to all links from it, in steps of at most `_LINKS_AT_ONCE` links."""
         client = self._client
+        value = freeze(value)
         links = iter(self._shape_of(node).links_from.get(name, ()))
         source = InputSource(execution.id, ordinal)
         first = list(islice(links, _LINKS_AT_ONCE))

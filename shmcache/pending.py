@@ -29,6 +29,7 @@ class Pending:
     __slots__ = (
         "charged",
         "charged_for",
+        "conflicts",
         "durable",
         "executions",
         "graph_executions",
@@ -43,7 +44,9 @@ class Pending:
         "written",
     )
 
-    def __init__(self, durable: bool = False, urgent: bool = False) -> None:
+    def __init__(self, durable: bool = False, urgent: bool = False, conflicts: int = 0) -> None:
+        self.conflicts = conflicts
+        """How often it was tried before, and refused because another process was faster."""
         self.durable = durable
         self.urgent = urgent
         self.transaction = Transaction()

@@ -47,6 +47,10 @@ def _part_id(node_exec_id: str, number: int) -> str:
     return derived_id("execution part", node_exec_id, str(number))
 
 
+class _AtHand(threading.local):
+    pending: Pending | None = None
+
+
 class RecordStore:
     """Records over an arena, with a database behind it and each thread's pending transaction before it."""
 
@@ -54,22 +58,12 @@ class RecordStore:
         self._arena = arena
         self._cache = cache
         self._backing = backing
-        self._local = threading.local()
-
-    # The transaction at hand
-
-    @property
-    def pending(self) -> Pending | None:
-        """What this thread is writing; None outside of a transaction."""
-        return getattr(self._local, "pending", None)
-
-    @pending.setter
-    def pending(self, pending: Pending | None) -> None:
-        self._local.pending = pending
+        # What this thread is writing: `at_hand.pending`, None outside of a transaction.
+        self.at_hand = _AtHand()
 
     def writing(self) -> Pending:
         """Return what this thread is writing."""
-        pending = self.pending
+        pending = self.at_hand.pending
         assert pending is not None, "a write outside of a transaction"
         return pending
 
@@ -117,7 +111,7 @@ class RecordStore:
         version, found = hit
         if not isinstance(found, kind):
             raise NotFound(name, identifier)
-        pending = self.pending
+        pending = self.at_hand.pending
         if pending is not None:
             pending.transaction.rely_on(id_bytes(identifier), version)
         return found
@@ -153,7 +147,7 @@ class RecordStore:
 
     def partial(self, node_exec_id: str) -> PartialExecution:
         """Return a node execution without its parts. Raises NotFound, DatabaseUnavailable."""
-        pending = self.pending
+        pending = self.at_hand.pending
         if pending is not None and node_exec_id in pending.executions:
             return pending.executions[node_exec_id][0]
         if self._cache.get(node_exec_id) is None:
@@ -206,7 +200,7 @@ class RecordStore:
         pending.put_execution(partial, group_id(execution.graph_exec_id, execution.node_id))
 
     def _parts(self, partial: PartialExecution) -> Iterable[ExecutionPart]:
-        pending = self.pending
+        pending = self.at_hand.pending
         for number in range(partial.parts):
             identifier = _part_id(partial.execution.id, number)
             if pending is not None and identifier in pending.parts:
@@ -223,12 +217,12 @@ class RecordStore:
         """Return the executions of a graph execution, or of one of its nodes, those just being written included."""
         if node_id is not None:
             groups = [group_id(graph_exec_id, node_id)]
-            if self.pending is not None:
+            if self.at_hand.pending is not None:
                 self.group(graph_exec_id, node_id)  # so that an execution that another process adds now is a conflict
         else:
             groups = self._members(graph_exec_id, graph_exec_id)
         identifiers = {each: None for group in groups for each in self._members(graph_exec_id, group)}
-        for partial, _ in self.pending.executions.values() if self.pending is not None else ():
+        for partial, _ in self.at_hand.pending.executions.values() if self.at_hand.pending is not None else ():
             execution = partial.execution
             if execution.graph_exec_id == graph_exec_id and node_id in (None, execution.node_id):
                 identifiers[execution.id] = None
@@ -237,7 +231,7 @@ class RecordStore:
     def group(self, graph_exec_id: str, node_id: str) -> NodeGroup:
         """Return what the arena knows of a node's executions in a graph execution, and rely on it."""
         identifier = group_id(graph_exec_id, node_id)
-        pending = self.pending
+        pending = self.at_hand.pending
         if pending is not None and identifier in pending.groups:
             return pending.groups[identifier]
         hit = self._cache.get(identifier)
@@ -264,7 +258,7 @@ class RecordStore:
             members = self._arena.members(id_bytes(parent_id))
             if members is not None:
                 return [id_text(key) for key in members]
-            pending = self.pending
+            pending = self.at_hand.pending
             just_made = pending is not None and graph_exec_id in pending.graph_executions
             if just_made or (parent_id != graph_exec_id and self._arena.is_indexed(id_bytes(graph_exec_id))):
                 return []
@@ -273,7 +267,7 @@ class RecordStore:
     def index(self, graph_exec_id: str) -> None:
         """Make sure that the arena has the whole family of a graph execution; if not, load it from the database."""
         key = id_bytes(graph_exec_id)
-        pending = self.pending
+        pending = self.at_hand.pending
         if self._arena.is_indexed(key) or (pending is not None and graph_exec_id in pending.graph_executions):
             return
         with self._arena.loads.loading(key):
@@ -281,17 +275,17 @@ class RecordStore:
                 self._load_family(graph_exec_id, key)
 
     def _load_family(self, graph_exec_id: str, key: bytes) -> None:
-        pending = self.pending
+        pending = self.at_hand.pending
         # What was dropped from the arena is in the database once the ring has been drained.
         ring = self._arena.write_ring
         ring.request_drain()
         ring.wait_committed(ring.last_sequence, None)
-        self.pending, outer = None, pending
+        self.at_hand.pending, outer = None, pending
         try:
             self.record(graph_exec_id, GraphExecution, queries.load_graph_execution, "graph execution")
             executions = self._backing.load(queries.load_node_executions, graph_exec_id)
         finally:
-            self.pending = outer
+            self.at_hand.pending = outer
         groups: dict[str, list[NodeExecution]] = {}
         for execution in executions:
             groups.setdefault(execution.node_id, []).append(execution)
