@@ -289,19 +289,19 @@ class CachedClient(CachedCredits):
 
         return self.atomically(update, durable=durable, urgent=urgent)
 
-
     def _written(self, value: Any) -> tuple[Any, str]:
         """Return a value, frozen, and as JSON text. Raises InvalidValue.
 
-        An output is written, and then given to each link from it: if it is frozen, that is the same object each time."""
+        An output is written, and then given to each link from it: frozen, that is the same object each time."""
         given, frozen, text = self._written_last
-        if given is not value or not isinstance(value, FrozenDict | FrozenList):
+        if given is not value or type(value) not in _FROZEN:
             frozen = freeze(value)
             text = json_text(frozen)
             self._written_last = value, frozen, text
         return frozen, text
 
 
+_FROZEN = (FrozenDict, FrozenList)
 E = TypeVar("E", NodeExecution, GraphExecution)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shmcache.account_keys import ACCOUNTS, base_key, count_key, hold_mark, marked, spend_mark
@@ -40,6 +40,7 @@ from shmcache.records import (
     Account,
     NodeExecution,
 )
+from shmcache.simple_cache import Hit
 from shmcache.writes import Charge, ChargeKind, Refresh, Refusal
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,11 @@ class CachedCredits(CachedTransactions):
 
     def get_credits(self, user_id: str) -> int:
         """See ExecutionDataClient."""
+        return self._credits_left(user_id, self._arena.counter)
+
+    def _credits_left(self, user_id: str, counter: Callable[[bytes], int | None]) -> int:
         self._account(user_id)
-        available = self._arena.counter(id_bytes(user_id))
+        available = counter(id_bytes(user_id))
         if available is None:
             raise NotFound("account", user_id)
         pending = self._records.at_hand.pending
@@ -131,7 +135,7 @@ class CachedCredits(CachedTransactions):
                     return self.atomically(lambda: self._spend_within(operations, node_exec, mark, user_id, total))
                 if "cost" in hit[1].stats:
                     return self.get_credits(user_id)
-                wanted.rely_on(id_bytes(node_exec.id), hit[0])
+                wanted.rely_on(id_bytes(node_exec.id), hit[0], hit[2])
             try:
                 outcome = self._arena.commit(wanted)
             except AlreadySet:
@@ -156,19 +160,19 @@ class CachedCredits(CachedTransactions):
         if node_exec is not None:
             partial = self._records.partial(node_exec.id)
             if "cost" in partial.execution.stats:
-                return self.get_credits(user_id)
+                return self._credits_left(user_id, self._arena.seen_counter)
             if partial.execution.status in FINAL_STATUSES:
                 return self._spend_late(partial, operations, user_id, total)
         if mark is not None:
             # A mark that is set is found by the commit, which is tried again then: no need to look before.
             if mark in pending.marks or (pending.conflicts and self._is_marked(mark)):
-                return self.get_credits(user_id)
+                return self._credits_left(user_id, self._arena.seen_counter)
             pending.marks[mark] = next(each.value for each in operations if isinstance(each, SetOnce))
         pending.others += operations
         pending.charged[user_id] = pending.charged.get(user_id, 0) + total
         if node_exec is not None:
             pending.charged_for[user_id] = node_exec.graph_exec_id
-        return self.get_credits(user_id)
+        return self._credits_left(user_id, self._arena.seen_counter)
 
     def _spend_late(self, partial: PartialExecution, operations: Sequence[Operation], user_id: str, total: int) -> int:
         """Charge an execution that has ended without a charge: there is nothing to wait for, so all of it is final."""
@@ -185,7 +189,7 @@ class CachedCredits(CachedTransactions):
         changed = partial.execution._replace(stats=FrozenDict({**partial.execution.stats, "cost": cost}))
         self._records.put(partial._replace(execution=changed))
         pending.charged[user_id] = pending.charged.get(user_id, 0) + total
-        return self.get_credits(user_id)
+        return self._credits_left(user_id, self._arena.seen_counter)
 
     def _is_marked(self, mark: bytes) -> bool:
         return bool(self._arena.counter(mark)) or self._arena.version(mark) != 0
@@ -197,7 +201,7 @@ class CachedCredits(CachedTransactions):
         execution = partial.execution
         pending = self._records.writing()
         mark = hold_mark(execution.id)
-        value = pending.marks.get(mark, 0) or self._arena.counter(mark) or 0
+        value = pending.marks.get(mark, 0) or self._arena.seen_counter(mark) or 0
         # A charge that comes in between is a conflict.
         pending.others.append(Clear(mark, value))
         if not value:
@@ -269,7 +273,7 @@ class CachedCredits(CachedTransactions):
             raise NotFound("account", user_id)
         return hit[1]
 
-    def _load_account(self, user_id: str) -> tuple[int, Any]:
+    def _load_account(self, user_id: str) -> Hit:
         while (hit := self._cache.get(user_id)) is None:
             key = id_bytes(user_id)
             fill = Transaction()

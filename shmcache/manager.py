@@ -5,7 +5,7 @@ have all come, then, when none is queued or running any more, one FINISH entry. 
 worker's death returns its entry, so everything here may be done twice and must come out as if it was done once:
 
 - what belongs together is written together (`client.atomically`): an output with what it feeds, a final status with the
-  end of its work entry;
+  end of its work entry, and both at once where a block returns a list and not an iterator;
 - a block that is run again yields again; outputs that are recorded already are not recorded again (they are counted),
   and each
   input says which output it came from, so that it is not given twice;
@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from shmcache.blocks import get_block
@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 _LINKS_AT_ONCE = 32
 """Links fed in one transaction: bounds its size, whatever a node fans out to."""
+_STEP_LOAD = _LINKS_AT_ONCE + 1
+"""Outputs and links in one transaction, where several outputs are at hand at once."""
 _MOST_SHAPES = 50_000
 _TAKE_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
@@ -80,6 +82,25 @@ def _shape(node: NodeDefinition) -> _Shape:
         links_from.setdefault(link.source_name, []).append(link)
     statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
     return _Shape(links_from, frozenset(link.sink_name for link in node.input_links), statics)
+
+
+class _Piece(NamedTuple):
+    """An output, the `ordinal`-th of its execution, and some of the links from it; `is_first` records it."""
+
+    ordinal: int
+    name: str
+    value: Any
+    is_first: bool
+    links: Sequence[Link]
+
+
+class _Refused(Exception):
+    """A block's output cannot be had, or not be recorded: the `ordinal`-th."""
+
+    def __init__(self, ordinal: int, error: Exception) -> None:
+        super().__init__(ordinal, error)
+        self.ordinal = ordinal
+        self.error = error
 
 
 class Manager:
@@ -195,7 +216,9 @@ class Manager:
             self._timed_since = time.monotonic() if is_timed_anew else None
             execution = self._begin(execution)
             inputs = thaw({**node.input_default, **execution.inputs, **node.constants})
-            outputs = iter(block.run(inputs) or ())
+            outputs = block.run(inputs) or ()
+            if not isinstance(outputs, list):
+                outputs = iter(outputs)
         except InsufficientBalanceError as error:
             self._fail(work, execution, error)
             return
@@ -204,7 +227,13 @@ class Manager:
         except Exception as error:
             self._fail(work, execution, error)
             return
-        self._drive(work, execution, node, outputs)
+        try:
+            if isinstance(outputs, list):
+                self._give(execution, list(self._pieces(node, 0, outputs)), work.attempt > 1, work)
+            else:
+                self._drive(work, execution, node, outputs)
+        except _Refused as refused:
+            self._fail(work, execution, refused.error, refused.ordinal)
 
     def _begin(self, execution: NodeExecution) -> NodeExecution:
         """Move an execution to RUNNING and charge it, in one step."""
@@ -222,24 +251,16 @@ class Manager:
     def _drive(
         self, work: Work, execution: NodeExecution, node: NodeDefinition, outputs: Iterator[tuple[str, Any]]
     ) -> None:
-        """Take what a block yields, one by one, and hand it on; then end the execution."""
-        again = work.attempt > 1
+        """Take what a block yields, one by one, and hand it on; then end the execution. Raises _Refused."""
         ordinal = 0
         while True:
             try:
-                name, value = next(outputs)
+                output = next(outputs)
             except StopIteration:
                 break
             except Exception as error:
-                self._fail(work, execution, error, ordinal)
-                return
-            try:
-                self._emit(execution, node, ordinal, name, value, again)
-            except (Stopped, Unavailable):
-                raise
-            except Exception as error:
-                self._fail(work, execution, error, ordinal)
-                return
+                raise _Refused(ordinal, error) from error
+            self._give(execution, list(self._pieces(node, ordinal, [output])), work.attempt > 1)
             ordinal += 1
         self._end(work, execution, ExecutionStatus.COMPLETED)
 
@@ -260,45 +281,72 @@ class Manager:
         except NotFound:
             self._persist(client.upsert_execution_output, execution.id, "error", text, ordinal=ordinal)
         else:
-            self._emit(execution, node, ordinal, "error", text, work.attempt > 1)
+            self._give(execution, list(self._pieces(node, ordinal, [("error", text)])), work.attempt > 1)
         self._end(work, execution, ExecutionStatus.FAILED)
 
     def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
-        client = self._client
-
-        stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}
+        self._persist(self._client.atomically, partial(self._end_now, work, execution, status))
         self._timed_since = None
 
-        def end() -> None:
-            client.update_node_execution_status(execution.id, status, None, stats)
-            client.end_work(work, execution.graph_exec_id)
-
-        self._persist(client.atomically, end)
+    def _end_now(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
+        stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}
+        self._client.update_node_execution_status(execution.id, status, None, stats)
+        self._client.end_work(work, execution.graph_exec_id)
 
     # Outputs and what they feed
 
-    def _emit(
-        self, execution: NodeExecution, node: NodeDefinition, ordinal: int, name: str, value: Any, again: bool
+    def _pieces(self, node: NodeDefinition, ordinal: int, outputs: Sequence[tuple[str, Any]]) -> Iterator[_Piece]:
+        """Divide outputs, the first of which is the `ordinal`-th, into pieces of at most `_LINKS_AT_ONCE` links.
+
+        Raises _Refused for one that is none."""
+        links_from = self._shape_of(node).links_from
+        for number, output in enumerate(outputs, ordinal):
+            try:
+                name, value = output
+                frozen = freeze(value)
+                links = links_from.get(name, ())
+            except Exception as error:
+                raise _Refused(number, error) from error
+            for begin in range(0, len(links) or 1, _LINKS_AT_ONCE):
+                yield _Piece(number, name, frozen, not begin, links[begin : begin + _LINKS_AT_ONCE])
+
+    def _give(
+        self, execution: NodeExecution, pieces: Sequence[_Piece], again: bool, ending: Work | None = None
     ) -> None:
-        """Record an output and give it to all links from it, in steps of at most `_LINKS_AT_ONCE` links."""
-        client = self._client
-        value = freeze(value)
-        links = iter(self._shape_of(node).links_from.get(name, ()))
-        source = InputSource(execution.id, ordinal)
-        first = list(islice(links, _LINKS_AT_ONCE))
+        """Record outputs and give them to the links from them, in as few steps as their sizes allow.
 
-        def record() -> None:
-            client.upsert_execution_output(execution.id, name, value, ordinal=ordinal)
-            self._feed(execution.graph_exec_id, first, value, source, again)
+        `ending` is the work that ends, COMPLETED, in the last of the steps. Raises _Refused."""
+        begin = 0
+        while begin < len(pieces) or ending:
+            end, load = begin, 0
+            while end < len(pieces) and (end == begin or load + 1 + len(pieces[end].links) <= _STEP_LOAD):
+                load += 1 + len(pieces[end].links)
+                end += 1
+            step = pieces[begin:end]
+            last = ending if end == len(pieces) else None
+            try:
+                self._persist(self._client.atomically, partial(self._give_now, execution, step, again, last))
+            except (Stopped, Unavailable):
+                raise
+            except Exception as error:
+                if len(step) <= 1:
+                    raise _Refused(step[0].ordinal if step else begin, error) from error
+                # One of them cannot be recorded, or all of them are too much at once: one by one, as far as it goes.
+                for piece in step:
+                    self._give(execution, [piece], again)
+                if last:
+                    self._end(last, execution, ExecutionStatus.COMPLETED)
+            begin = end
+            if last:
+                return
 
-        self._persist(client.atomically, record)
-        while following := list(islice(links, _LINKS_AT_ONCE)):
-            self._persist(self._feed_some, execution.graph_exec_id, following, value, source, again)
-
-    def _feed_some(
-        self, graph_exec_id: str, links: Sequence[Link], value: Any, source: InputSource, again: bool
-    ) -> None:
-        self._client.atomically(lambda: self._feed(graph_exec_id, links, value, source, again))
+    def _give_now(self, execution: NodeExecution, step: Sequence[_Piece], again: bool, ending: Work | None) -> None:
+        for ordinal, name, value, is_first, links in step:
+            if is_first:
+                self._client.upsert_execution_output(execution.id, name, value, ordinal=ordinal)
+            self._feed(execution.graph_exec_id, links, value, InputSource(execution.id, ordinal), again)
+        if ending:
+            self._end_now(ending, execution, ExecutionStatus.COMPLETED)
 
     def _feed(self, graph_exec_id: str, links: Sequence[Link], value: Any, source: InputSource, again: bool) -> None:
         client = self._client

@@ -108,24 +108,24 @@ class RecordStore:
         if hit is None:
             with self._arena.loads.loading(id_bytes(identifier)):
                 hit = self._load_record(identifier, query, name)
-        version, found = hit
+        version, found, entry = hit
         if not isinstance(found, kind):
             raise NotFound(name, identifier)
         pending = self.at_hand.pending
         if pending is not None:
-            pending.transaction.rely_on(id_bytes(identifier), version)
+            pending.transaction.rely_on(id_bytes(identifier), version, entry)
         return found
 
-    def _load_record(self, identifier: str, query: Callable[..., Any], name: str) -> tuple[int, Any]:
-        """Bring a record into the arena, unless another does it first; return its version, and it."""
+    def _load_record(self, identifier: str, query: Callable[..., Any], name: str) -> tuple[int, Any, int]:
+        """Bring a record into the arena, unless another does it first; return its version, it, and its entry."""
         while (hit := self._cache.get(identifier)) is None:
             # The lease of the fill: it is dropped if the key was written, or anything was forgotten, since this look.
             fill = Transaction()
             fill.evictions = self._arena.evictions()
             key = id_bytes(identifier)
-            fill.rely_on(key, self._arena.version(key))
-            if fill.expected[key]:
+            if self._arena.version(key):
                 continue
+            fill.rely_on(key, 0)
             record = self._backing.load(query, identifier)
             if record is None:
                 raise NotFound(name, identifier)
@@ -136,7 +136,7 @@ class RecordStore:
             except Conflict:
                 pass
             except ArenaFull:
-                return 0, record
+                return 0, record, 0
         return hit
 
     # Node executions
@@ -234,22 +234,25 @@ class RecordStore:
         pending = self.at_hand.pending
         if pending is not None and identifier in pending.groups:
             return pending.groups[identifier]
+        entry = 0
+        group: NodeGroup
         hit = self._cache.get(identifier)
-        if hit is None:
-            self.index(graph_exec_id)
+        if hit is None and self.index(graph_exec_id):
             hit = self._cache.get(identifier)
+        key = id_bytes(identifier)
         if hit is not None and isinstance(hit[1], NodeGroup):
-            version, group = hit
+            version, group, entry = hit[0], hit[1], hit[2]
+        elif hit is None and not self._arena.has_entry(key) and self._is_indexed(graph_exec_id):
+            version, group = 0, _NO_GROUP  # the node's first execution in this graph execution is still to come
         else:
-            key = id_bytes(identifier)
             version = self._arena.version(key)
             members = [self.partial(each).execution for each in self._members(graph_exec_id, identifier)]
             executions = sorted(members, key=lambda each: (each.created_at, each.id))
             waiting = [each.id for each in executions if each.status is ExecutionStatus.INCOMPLETE]
             group = NodeGroup(waiting, executions[-1].id) if executions else _NO_GROUP
         if pending is not None:
-            pending.transaction.rely_on(id_bytes(identifier), version)
-        return cast("NodeGroup", group)
+            pending.transaction.rely_on(key, version, entry)
+        return group
 
     def _members(self, graph_exec_id: str, parent_id: str) -> list[str]:
         """Return the members of a graph execution, or of one of its groups; none of a group that is not there."""
@@ -264,15 +267,21 @@ class RecordStore:
                 return []
             # The family was dropped from the arena since it was found complete: look again.
 
-    def index(self, graph_exec_id: str) -> None:
-        """Make sure that the arena has the whole family of a graph execution; if not, load it from the database."""
+    def index(self, graph_exec_id: str) -> bool:
+        """Make sure that the arena has the whole family of a graph execution; return whether it had to be loaded."""
+        if self._is_indexed(graph_exec_id):
+            return False
         key = id_bytes(graph_exec_id)
-        pending = self.at_hand.pending
-        if self._arena.is_indexed(key) or (pending is not None and graph_exec_id in pending.graph_executions):
-            return
         with self._arena.loads.loading(key):
             if not self._arena.is_indexed(key):
                 self._load_family(graph_exec_id, key)
+        return True
+
+    def _is_indexed(self, graph_exec_id: str) -> bool:
+        pending = self.at_hand.pending
+        if pending is not None and graph_exec_id in pending.graph_executions:
+            return True
+        return self._arena.is_indexed(id_bytes(graph_exec_id))
 
     def _load_family(self, graph_exec_id: str, key: bytes) -> None:
         pending = self.at_hand.pending

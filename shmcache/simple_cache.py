@@ -19,6 +19,9 @@ from shmcache.identifiers import id_bytes
 logger = logging.getLogger(__name__)
 
 
+Hit = tuple[int, Record, int]
+
+
 class SimpleExecutorCache(DecodedLayer):
     """Records by their identifiers (UUIDs as text). `limit` bounds the records kept decoded in this process."""
 
@@ -27,11 +30,11 @@ class SimpleExecutorCache(DecodedLayer):
     def __init__(self, arena: Arena, limit: int = 50_000) -> None:
         super().__init__(arena, limit)
 
-    def get(self, identifier: str) -> tuple[int, Record] | None:
-        """Return (version, record), or None if the arena does not have it. Never blocks on the database.
+    def get(self, identifier: str) -> Hit | None:
+        """Return (version, record, entry), or None if the arena does not have it. Never blocks on the database.
 
-        Raises InvalidValue for what is no UUID."""
-        answer: tuple[int, Record]
+        `entry` is where the arena keeps the version. Raises InvalidValue for what is no UUID."""
+        answer: Hit
         try:
             kept = entry, version, answer, hits = self._decoded[identifier]
             if self._words[entry] == version:
@@ -41,7 +44,7 @@ class SimpleExecutorCache(DecodedLayer):
             pass
         return self._get_encoded(identifier)
 
-    def _get_encoded(self, identifier: str) -> tuple[int, Record] | None:
+    def _get_encoded(self, identifier: str) -> Hit | None:
         found = self._arena.peek(id_bytes(identifier))
         self._count_read(found is not None)
         if found is None:
@@ -53,13 +56,13 @@ class SimpleExecutorCache(DecodedLayer):
             # Bytes that pass their CRC and are no record of ours: another program wrote them. Not ours to interpret.
             logger.warning("arena %s: %s holds no record", self._arena.name, identifier)
             return None
-        answer = (found.version, record)
+        answer = (found.version, record, found.entry)
         self._keep(identifier, found.entry, found.version, answer)
         return answer
 
     def keep(self, identifier: str, entry: int, version: int, record: Record) -> None:
         """Keep a record that this process has just put, as that version of that entry: it need not be decoded."""
-        self._keep(identifier, entry, version, (version, record))
+        self._keep(identifier, entry, version, (version, record, entry))
 
     def clear(self, report: Callable[[str], None] = logger.info) -> None:
         """Forget what this process has decoded; the arena keeps everything."""

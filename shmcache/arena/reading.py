@@ -164,6 +164,11 @@ class Readable:
             entry = self._table.find_certainly(key)
             return self._words[entry + VERSION] if entry and self._words[entry + LOCATION] else 0
 
+    def has_entry(self, key: bytes) -> bool:
+        """Say whether the arena knows a key, by a record, a counter, members or as one (proved under the lock)."""
+        with self._critical:
+            return self._table.find_certainly(key) != 0
+
     def version_words(self) -> memoryview:
         """Return the words of the segment: `words[found.entry]` is the version of that entry's record now."""
         return self._words
@@ -173,6 +178,17 @@ class Readable:
         with self._critical:
             entry = self._table.find_certainly(key)
             return signed(self._words[entry + COUNTER]) if entry else None
+
+    def seen_counter(self, key: bytes) -> int | None:
+        """Return a key's counter as `counter` does, without the lock where it is found.
+
+        What a process that died was just committing may be missing yet: for who has it checked by a commit."""
+        entry = self._table.find(key)
+        if entry:
+            value: int = self._words[entry + COUNTER]
+            if self._table.key_of(entry) == key:  # it was the key's when its counter was read
+                return signed(value)
+        return self.counter(key)
 
     def members(self, key: bytes) -> list[bytes] | None:
         """Return the keys of a key's members, oldest first; None if the key has no complete list of them."""

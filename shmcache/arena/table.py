@@ -44,7 +44,9 @@ from shmcache.errors import ArenaDamaged
 _KEY = struct.Struct(">QQ")
 _unpack_key = _KEY.unpack
 _HOPS = range(64)
-"""How far a reader without the lock follows a chain: it may have been led onto the list of free entries."""
+"""How far a chain is followed in haste: a reader without the lock may have been led onto the list of free entries."""
+_LOST = -1
+_ENTRY_BYTES = ENTRY_WORDS * WORD
 
 
 class Table:
@@ -98,6 +100,10 @@ class Table:
 
     def find(self, key: bytes) -> int:
         """Return the entry of a key, or 0, which without the commit lock proves nothing."""
+        return max(self._walk(key), 0)
+
+    def _walk(self, key: bytes) -> int:
+        """Return the entry of a key, 0 where its chain ends, _LOST where that was not seen."""
         words = self._words
         high, low = _unpack_key(key)
         try:
@@ -111,16 +117,21 @@ class Table:
                 entry = words[entry + CHAIN] & LOW
         except IndexError:  # a word that somebody else damaged
             pass
-        return 0
+        return _LOST
 
     def find_certainly(self, key: bytes) -> int:
         """Return the entry of a key, or 0 if there is none. Under the commit lock."""
-        return self.find(key) or self._find_far(self._words, key)
+        entry = self._walk(key)
+        return entry if entry >= 0 else self._find_far(self._words, key)
 
     def find_staged(self, stage: Stage, key: bytes) -> int:
         """Return the entry of a key as the stage has it, or 0."""
-        # Keys and chains change by `insert` and `remove` only, and both move FREE_ENTRY.
-        return self._find_far(stage, key) if FREE_ENTRY in stage else self.find_certainly(key)
+        entry = self._walk(key)
+        # Keys and chains change by `insert`, `remove` and `move` only: all move FREE_ENTRY, and write to their entry's
+        # key or to another's.
+        if entry >= 0 and (FREE_ENTRY not in stage or (entry and entry + KEY_LOW not in stage)):
+            return entry
+        return self._find_far(stage, key)
 
     def _find_far(self, words: memoryview | Stage, key: bytes) -> int:
         high, low = _unpack_key(key)
@@ -160,6 +171,8 @@ class Table:
     def remove(self, stage: Stage, entry: int) -> None:
         """Take an entry out of its chain and put it on the free list. It must be on no other list any more."""
         self._unlink(stage, entry)
+        if stage[entry + COUNTER]:  # a reader without the lock may meet the entry again when it is a new key's
+            stage[entry + COUNTER] = 0
         stage[entry + CHAIN] = stage[FREE_ENTRY]
         stage[FREE_ENTRY] = entry
         stage[ENTRIES_USED] = stage[ENTRIES_USED] - 1
@@ -281,7 +294,10 @@ class Table:
     def is_entry(self, word: int) -> bool:
         """Say whether a word is the first of an entry."""
         place = self._end - word
-        return 0 < place <= self.count * ENTRY_WORDS and not place % ENTRY_WORDS
+        # What `count` says, without the two calls: every list that is followed asks this of each entry.
+        slabs = self._words[ENTRY_SLABS]
+        end = self._first_bytes + (slabs if slabs < self._slab_count else self._slab_count) * self._slab_size
+        return place > 0 and place * WORD <= end - end % _ENTRY_BYTES and not place % ENTRY_WORDS
 
     def require(self, word: int) -> None:
         """Raise ArenaDamaged unless a word, to which a list has led, is the first of an entry."""

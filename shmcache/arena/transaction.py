@@ -166,7 +166,8 @@ class Transaction:
 
     def __init__(self, plain: bool = False) -> None:
         self.operations: list[Operation] = []
-        self.expected: dict[bytes, int] = {}
+        self.expected: dict[bytes, tuple[int, int]] = {}
+        """The version of each key relied on, and where its entry was seen, or 0."""
         self.evictions: int | None = None
         self.plain = plain
         """Whether keys are, or become, plain ones (see `shmcache.arena.stripes`); found out if it is not said."""
@@ -175,9 +176,11 @@ class Transaction:
         """Return the keys whose records it changes or relies on."""
         return {*self.expected, *(each.key for each in self.operations if isinstance(each, Put | Delete))}
 
-    def rely_on(self, key: bytes, version: int) -> None:
-        """Make the commit fail if the key's version is another by then. Version 0: the key has no record."""
-        self.expected.setdefault(key, version)
+    def rely_on(self, key: bytes, version: int, entry: int = 0) -> None:
+        """Make the commit fail if the key's version is another by then. Version 0: the key has no record.
+
+        With `entry`, where the decoded layer found that version, the commit need not look for the key."""
+        self.expected.setdefault(key, (version, entry))
 
 
 class Outcome(NamedTuple):

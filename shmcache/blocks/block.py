@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 Inputs: TypeAlias = Mapping[str, Any]
 """What a block is given: a value for each input name."""
 
-Outputs: TypeAlias = Iterator[tuple[str, Any]]
-"""What a block yields: an output name and a value, as often as it likes."""
+Outputs: TypeAlias = Iterable[tuple[str, Any]]
+"""What a block yields: an output name and a value, as often as it likes.
+
+A generator's outputs are handed on one by one, as they come. A list is handed on as a whole, and the execution ends in
+the same step: faster for a block that has its outputs all at once."""
 
 ANY = "*"
 """Among a block's input or output names: any other name too."""
@@ -42,10 +45,11 @@ class Block(ABC):
 
     @abstractmethod
     def run(self, inputs: Inputs) -> Outputs:
-        """Do the work; yield (output name, value) pairs. Values are JSON: text, numbers, booleans, None, lists, dicts.
+        """Do the work; yield (output name, value) pairs, or return a list of them.
 
-        The caller hands in a deep copy of the node's values (`shmcache.frozen.thaw`), so a block may change them.
-        Whatever it raises fails the node's execution; built-in blocks raise BlockError."""
+        Values are JSON: text, numbers, booleans, None, lists, dicts. The caller hands in a deep copy of the node's
+        values (`shmcache.frozen.thaw`), so a block may change them. Whatever it raises fails the node's execution;
+        built-in blocks raise BlockError."""
 
     def seconds(self, inputs: Inputs) -> float:  # noqa: ARG002
         """Return how many seconds a run with these inputs is expected to take: what a price per second holds.

@@ -39,8 +39,8 @@ class Arithmetic(Block):
     outputs = ("result",)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the result. Raises BlockError for an expression that cannot be evaluated, or to nothing JSON has."""
-        yield "result", evaluate(self, inputs)
+        """Return the result. Raises BlockError for an expression that cannot be evaluated, or to nothing JSON has."""
+        return [("result", evaluate(self, inputs))]
 
 
 class Condition(Block):
@@ -54,10 +54,10 @@ class Condition(Block):
     outputs = ("yes", "no")
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the value on the way taken. Raises BlockError for an expression that cannot be evaluated."""
+        """Return the value on the way taken. Raises BlockError for an expression that cannot be evaluated."""
         way = "yes" if evaluate(self, inputs) else "no"
         variables = {name: value for name, value in inputs.items() if name != "expression"}
-        yield way, variables.get("value", variables)
+        return [(way, variables.get("value", variables))]
 
 
 def evaluate(block: Block, inputs: Inputs) -> Any:

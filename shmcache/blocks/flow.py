@@ -19,8 +19,8 @@ class Input(Block):
     cost = Cost(0, "run")
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the value."""
-        yield "value", value_of(self, inputs, "value")
+        """Return the value."""
+        return [("value", value_of(self, inputs, "value"))]
 
 
 class Output(Block):
@@ -34,8 +34,8 @@ class Output(Block):
     cost = Cost(0, "run")
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the value."""
-        yield "value", value_of(self, inputs, "value")
+        """Return the value."""
+        return [("value", value_of(self, inputs, "value"))]
 
 
 class Constant(Block):
@@ -47,8 +47,8 @@ class Constant(Block):
     cost = Cost(0, "run")
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the value."""
-        yield "value", value_of(self, inputs, "value")
+        """Return the value."""
+        return [("value", value_of(self, inputs, "value"))]
 
 
 class ListIteration(Block):
@@ -59,9 +59,8 @@ class ListIteration(Block):
     outputs = ("item",)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the items."""
-        for item in list_of(self, inputs, "items"):
-            yield "item", item
+        """Return the items."""
+        return [("item", item) for item in list_of(self, inputs, "items")]
 
 
 class Merge(Block):
@@ -72,8 +71,8 @@ class Merge(Block):
     outputs = ("merged",)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the object, its keys sorted."""
-        yield "merged", {name: inputs[name] for name in sorted(inputs)}
+        """Return the object, its keys sorted."""
+        return [("merged", {name: inputs[name] for name in sorted(inputs)})]
 
 
 class Raise(Block):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jsonpath
 
 from shmcache.blocks.block import Block, Inputs, Outputs
@@ -22,7 +24,7 @@ class JsonPath(Block):
     outputs = ("matches", "first")
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield what the path finds. Raises BlockError."""
+        """Return what the path finds. Raises BlockError."""
         path = text_of(self, inputs, "path", longest=10_000)
         data = value_of(self, inputs, "data", "an object or a list")
         # A text would be taken for JSON to parse.
@@ -36,6 +38,7 @@ class JsonPath(Block):
         # The library lets errors of its own, of the pattern engine and of operations on mixed types through.
         except Exception as error:
             raise BlockError(f"{self.id}: input 'path' cannot be used: {type(error).__name__}: {error}") from None
-        yield "matches", list(matches)
+        outputs: list[tuple[str, Any]] = [("matches", list(matches))]
         if matches:
-            yield "first", matches[0]
+            outputs.append(("first", matches[0]))
+        return outputs

@@ -43,13 +43,10 @@ class RegularExpression(Block):
         except (re.error, RecursionError, OverflowError, IndexError) as error:
             raise BlockError(f"{self.id}: input 'pattern' or 'replacement' cannot be used: {error}") from None
         matches = [_describe(match) for match in found]
-        yield "matches", matches
-        if matches:
-            yield "first", matches[0]
-        else:
-            yield "none", text
+        outputs: list[tuple[str, Any]] = [("matches", matches), ("first", matches[0]) if matches else ("none", text)]
         if replaced is not None:
-            yield "replaced", replaced
+            outputs.append(("replaced", replaced))
+        return outputs
 
     def _find(self, pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
         found: list[re.Match[str]] = []

@@ -32,7 +32,7 @@ class TextTemplate(Block):
     outputs = ("text",)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Yield the filled text. Raises BlockError."""
+        """Return the filled text. Raises BlockError."""
         source = text_of(self, inputs, "template")
         variables = {name: value for name, value in inputs.items() if name != "template"}
         parts: list[str] = []
@@ -49,7 +49,7 @@ class TextTemplate(Block):
         # A template can make any operation on its variables fail in its own way.
         except Exception as error:
             raise BlockError(f"{self.id}: input 'template' cannot be filled: {type(error).__name__}: {error}") from None
-        yield "text", check_result(self, "".join(parts))
+        return [("text", check_result(self, "".join(parts)))]
 
 
 class _Environment(ImmutableSandboxedEnvironment):

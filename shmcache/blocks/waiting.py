@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from shmcache.blocks.block import Block, Cost, Inputs, Outputs
 from shmcache.blocks.checks import list_of, number_of, object_of, text_of, value_of
@@ -19,9 +20,9 @@ class Delay(Block):
     cost = Cost(1, "second")
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Sleep, then yield the value."""
+        """Sleep, then return the value."""
         time.sleep(self.seconds(inputs))
-        yield "value", inputs.get("value")
+        return [("value", inputs.get("value"))]
 
     def seconds(self, inputs: Inputs) -> float:
         """Return the seconds it is told to wait. Raises BlockError."""
@@ -41,17 +42,19 @@ class ReplayTask(Block):
     outputs = ("*",)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Sleep, then yield the files."""
+        """Sleep, then return the files."""
         task = object_of(self, inputs, "task")
         seconds = self.seconds(inputs)
         if seconds > 0:
             time.sleep(seconds)
+        made_files: list[tuple[str, Any]] = []
         for output in list_of(self, {"task.outputs": task.get("outputs", [])}, "task.outputs"):
             made = object_of(self, {"task.outputs[]": output}, "task.outputs[]")
             file = {"file": value_of(self, made, "file"), "sizeInBytes": made.get("sizeInBytes")}
-            yield text_of(self, made, "name"), file
+            made_files.append((text_of(self, made, "name"), file))
         if "done" in task:
-            yield text_of(self, task, "done"), True
+            made_files.append((text_of(self, task, "done"), True))
+        return made_files
 
     def seconds(self, inputs: Inputs) -> float:
         """Return the seconds the task is to take. Raises BlockError."""

@@ -39,7 +39,7 @@ LIFE = {
     "output": Costs(commit_locks=1, encoded=1, entries=2),
     "get_latest_node_execution": Costs(),
     "get_node_executions": Costs(),
-    "COMPLETED": Costs(commit_locks=2, encoded=1, entries=1),  # one of them to read what is held for it
+    "COMPLETED": Costs(commit_locks=1, encoded=1, entries=1),
     "end_work": Costs(commit_locks=1),
 }
 _DEFINITION = NodeDefinition(_NODE, _GRAPH, "node", "shmcache.merge", {}, {}, (), ())
