@@ -30,7 +30,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -67,9 +67,6 @@ _ACCOUNTS_AT_ONCE = 1_000
 _MARKS_AT_ONCE = 256
 _SETTLED_MARK = b"\xc0"
 """What is kept under the key of a spend that is settled, until its room is needed."""
-
-fault_point: Callable[[str], None] | None = None
-"""Called with the name of each step of a batch. None but in tests, which die there."""
 
 
 class ChargePool(RingConsumer):
@@ -136,9 +133,9 @@ class ChargePool(RingConsumer):
 
     def _carry(self, entries: Sequence[Entry], epoch: int) -> None:
         batch = Batch(entries, self._settings.charge_workers)
-        _at("read")
+        # step: read
         settled = self._settle(batch)
-        _at("settled")
+        # step: settled
         before, last = self._ring.committed_sequence, entries[-1].sequence
         connection = self._connected()
         with connection.transaction():
@@ -154,12 +151,12 @@ class ChargePool(RingConsumer):
                         raise
                     self._add_dead_letter(entry, error)
             amounts = spendable(connection, batch.users, self._arena.arena_id, self._settings.low_balance)
-        _at("confirmed")
+        # step: confirmed
         self._tell(settled.shortfalls)
         self._retire_marks(batch.marks)
-        _at("told")
+        # step: told
         self._rebase(amounts, batch.released, before, last)
-        _at("released")
+        # step: released
         if self._holds is not None:
             for opened in batch.opened:
                 self._holds[opened.transaction_key] = opened
@@ -182,7 +179,7 @@ class ChargePool(RingConsumer):
                 )
                 for items in batch.partitions.values()
             ]
-        _at("dispatched")
+        # step: dispatched
         _, unfinished = wait(futures, timeout=self._hang_seconds)
         if unfinished:
             raise TimeoutError(f"a batch of charges is not settled after {self._hang_seconds:g} s")
@@ -300,11 +297,6 @@ class ChargePool(RingConsumer):
                 for process in list((pool._processes or {}).values()):
                     process.kill()  # each transaction is whole or not at all, and its charges have keys
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _at(step: str) -> None:
-    if fault_point is not None:
-        fault_point(step)
 
 
 @contextmanager

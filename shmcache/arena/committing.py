@@ -1,6 +1,6 @@
 """Changing an arena: transactions, and single plain records.
 
-How a commit goes, and what a death after each step leaves (the names are those of `memory.fault_point`):
+How a commit goes, and what a death after each step leaves (`critical` has the names, at their places):
 
     locked      the commit lock is ours; if its last holder died, its intent is finished or undone first
                 death: nothing had happened

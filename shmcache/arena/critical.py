@@ -21,7 +21,7 @@ from collections.abc import Callable
 from itertools import chain
 from types import FrameType
 
-from shmcache.arena import futex, memory
+from shmcache.arena import futex
 from shmcache.arena.layout import (
     COMMIT_LOCK_OFFSET,
     COMMIT_SEQUENCE,
@@ -80,8 +80,7 @@ class Critical:
         try:
             if self._try(self._argument):
                 self._enter_slowly()
-            if memory.fault_point:
-                memory.fault_point("locked")
+            # step: locked
             self._holder = sys._getframe(1)  # last: from here on the block is entered
         except BaseException:
             if self.mutex.is_held_here() and not self._is_further_up():
@@ -131,24 +130,17 @@ class Critical:
         count = len(stage)
         if count > INTENT_PAIRS:
             raise TransactionTooLarge(f"a transaction of {count:,} words, where {INTENT_PAIRS:,} fit")
-        point = memory.fault_point
-        if point:
-            point("staged")
+        # step: staged
         write = _writers.get(count) or _writer(count)
         write(self._buffer, _PAIRS_OFFSET, *chain.from_iterable(stage.items()))
         words[_COUNT] = count
-        if point:
-            point("intended")
-            for word, value in stage.items():
-                words[word] = value
-                point("committed")
-            point("applied")
-        else:
-            for word, value in stage.items():
-                words[word] = value
+        # step: intended
+        for word, value in stage.items():
+            words[word] = value
+            # step: committed
+        # step: applied
         words[_COUNT] = 0
-        if point:
-            point("cleared")
+        # step: cleared
 
     def recover(self) -> None:
         """Finish or undo what a dead holder of the lock, or a block that raised, was about to do. The lock is held."""

@@ -9,9 +9,6 @@ from typing import TypeAlias
 
 from shmcache.arena.layout import Layout
 
-fault_point: Callable[[str], None] | None = None
-"""Called with the name of each step of a critical section. None but in tests, which die there or look."""
-
 Stage: TypeAlias = dict[int, int]
 """Words that are about to change: reads fall through to the memory, writes wait here for the commit.
 

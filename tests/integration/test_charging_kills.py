@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shmcache.arena import Arena, memory
+from shmcache.arena import Arena, critical
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database.connection import connect
@@ -22,6 +22,7 @@ from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
 from syncer import charge_pool
 from syncer.batch_limit import BatchLimit
+from tests import kill_points
 from tests.integration.charging import (
     PER_RUN,
     PER_SECOND,
@@ -105,7 +106,8 @@ def test_a_worker_killed_at_any_step_has_charged_whole_or_not_at_all(
                 die()
 
             mine = client.get_node_execution(execution_id)
-            points = memory.fault_point = Points(step, end)
+            points = Points(step, end)
+            kill_points.arm(critical, points)
             if what == "spend":
                 client.spend_credits(user, 40, None, execution_id)
             elif what.startswith("hold"):
@@ -202,7 +204,7 @@ def test_a_charger_killed_after_any_step_has_a_successor_that_settles_the_rest_o
             if name == step:
                 die()
 
-        charge_pool.fault_point = at
+        kill_points.arm(charge_pool, at)
         charger = Charger(arena, database_url, settings)
         charger._limit = BatchLimit(10, 1 << 20, 60.0)  # so that a batch is behind and one before it
         charger.run_once()
@@ -227,9 +229,12 @@ def test_a_charger_killed_at_any_step_of_a_release_releases_once(
 
         def child(step: int = step) -> None:
             def at(name: str) -> None:
-                memory.fault_point = Points(step, die) if name == "told" else None
+                if name == "told":
+                    kill_points.arm(critical, Points(step, die))
+                else:
+                    kill_points.disarm(critical)
 
-            charge_pool.fault_point = at
+            kill_points.arm(charge_pool, at)
             Charger(arena, database_url, settings).run_once()
 
         survived = run_in_child(child) == 0
@@ -311,7 +316,7 @@ def test_a_charger_that_was_stopped_and_superseded_releases_nothing(
                 reached.set()
                 resume.wait(60)
 
-    charge_pool.fault_point = at
+    kill_points.arm(charge_pool, at)
     try:
         stale = threading.Thread(target=lambda: _expect_fenced(arena, database_url, settings))
         stale.start()
@@ -321,7 +326,7 @@ def test_a_charger_that_was_stopped_and_superseded_releases_nothing(
         client.spend_credits(user, 5)
     finally:
         resume.set()
-        charge_pool.fault_point = None
+        kill_points.disarm(charge_pool)
     stale.join(60)
     assert steps[-1] == "told", "it came no further"
     assert client.get_credits(user) == OPENING - total - 25

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from shmcache.arena import Arena, memory
+from shmcache.arena import Arena, critical
 from shmcache.cached_client import CachedClient
 from shmcache.config import load_settings
 from shmcache.database.accounts import top_up
@@ -28,6 +28,7 @@ from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
 from syncer import charge_pool
 from syncer.batch_limit import BatchLimit
+from tests import kill_points
 from tests.integration.charging import (
     PER_RUN,
     PER_SECOND,
@@ -112,7 +113,8 @@ class Charging(RuleBasedStateMachine):
                 note[0] = points.committed
                 die()
 
-            points = memory.fault_point = Points(step, end)
+            points = Points(step, end)
+            kill_points.arm(critical, points)
             try:
                 self.client.spend_credits(self.user, amount, None, key)
                 note[0] = 1
@@ -189,13 +191,13 @@ class Charging(RuleBasedStateMachine):
 
         charger = Charger(self.arena, self.database_url, self.settings)
         charger._limit = BatchLimit(entries, 1 << 20, 60.0)
-        charge_pool.fault_point = at
+        kill_points.arm(charge_pool, at)
         try:
             charger.run_once()
         except Died:
             pass
         finally:
-            charge_pool.fault_point = None
+            kill_points.disarm(charge_pool)
         # What it has heard of the top-ups so far is not the model's business: the next one hears all of it.
         settle_now(self.arena, self.database_url, self.settings)
         self.unheard = 0

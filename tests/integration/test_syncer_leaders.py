@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shmcache.arena import Arena, memory
+from shmcache.arena import Arena, critical
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
@@ -27,6 +27,7 @@ from shmcache.records import FINAL_STATUSES, ExecutionStatus, may_move
 from syncer import sync_manager
 from syncer.election import Candidate
 from syncer.sync_manager import SyncManager
+from tests import kill_points
 from tests.integration.faults import await_true
 from tests.integration.test_clients import SINK, small_graph
 from tests.integration.test_syncer_faults import COUNT_APPLICATIONS, applied_more_than_once
@@ -150,7 +151,7 @@ def die_at(step: str) -> None:
         done: bool = write_whole(self, *arguments)
         reached("committed")
         if done and step not in ("taken", "sent", "answered", "committed"):
-            memory.fault_point = reached
+            kill_points.arm(critical, reached)
         return done
 
     leader._take, leader._write_whole, module.sync_pipeline = taken, written, synced

@@ -7,8 +7,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from shmcache.arena import Arena, layout, memory, work
+from shmcache.arena import Arena, critical, layout, work
 from shmcache.arena.transaction import Operation, Outcome, Transaction
+from tests import kill_points
 
 
 def commit(arena: Arena, *operations: Operation) -> Outcome:
@@ -91,6 +92,6 @@ def run_in_child(work_to_do: Callable[[], None]) -> int:
 
             traceback.print_exc()
         finally:
-            memory.fault_point = None
+            kill_points.disarm(critical)
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PLAIN, Arena, Counter, layout, memory
+from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PLAIN, Arena, Counter, committing, critical, layout
 from shmcache.arena.transaction import (
     Add,
     Advance,
@@ -26,6 +26,7 @@ from shmcache.arena.transaction import (
     SetOnce,
     Touch,
 )
+from tests import kill_points
 from tests.unit.arena_state import Points, commit, die, key, run_in_child, state
 
 FAMILY, GROUP, MEMBER, OTHER, LONG, PLAIN, GRAPH, NUMBERED, COUNTED = (key(n) for n in range(1, 10))
@@ -147,7 +148,8 @@ def test_an_operation_killed_at_any_step_is_whole_or_never_was(prepared: tuple[A
                 note[0] = points.committed
                 die()
 
-            points = memory.fault_point = Points(step, end)
+            points = Points(step, end)
+            kill_points.arm(critical, points)
             case.operate(arena)
 
         survived = run_in_child(child) == 0
@@ -187,14 +189,15 @@ def _interrupt_at_every_step(arena: Arena, image: bytes, case: Case) -> None:
     for step in range(1, 2000):
         _restore(arena, image)
         case.begin(arena)
-        points = memory.fault_point = Points(step, interrupt)
+        points = Points(step, interrupt)
+        kill_points.arm(critical, points)
         interrupted = False
         try:
             case.operate(arena)
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            memory.fault_point = None
+            kill_points.disarm(critical)
         if not interrupted:
             break
         assert not arena._critical.mutex.is_held_here()  # others need not wait for this process's next use
@@ -215,7 +218,8 @@ def test_a_death_in_the_middle_of_a_recovery_is_recovered_too(prepared: tuple[Ar
     _restore(arena, image)
 
     def child() -> None:
-        points = memory.fault_point = Points(-1, die)
+        points = Points(-1, die)
+        kill_points.arm(critical, points)
         points.act_at = 4  # locked, staged, intended, the first pair stored
         operate(arena)
 
@@ -281,14 +285,35 @@ def test_using_the_arena_from_inside_a_commit_is_refused_and_does_no_harm(prepar
                     commit(arena, Put(key(98), b"nested"))
                 assert arena._critical.mutex.is_held_here()
 
-        memory.fault_point = again
+        kill_points.arm(critical, again)
         try:
             commit(arena, Put(key(97), step.encode()))
         finally:
-            memory.fault_point = None
+            kill_points.disarm(critical)
         found = arena.read(key(97))
         assert refused == [step]
         assert found is not None
         assert found.record == step.encode()
         assert arena.read(key(98)) is None
         assert arena.check() == []
+
+
+def test_the_steps_of_a_commit_are_those_that_its_description_names_and_the_product_has_no_hook(
+    prepared: tuple[Arena, bytes],
+) -> None:
+    arena, image = prepared
+    _restore(arena, image)
+    own = critical.Critical.publish.__code__
+    points = Points(0, die)
+    kill_points.arm(critical, points)
+    try:
+        commit(arena, Put(key(96), b"armed"))
+    finally:
+        kill_points.disarm(critical)
+    assert list(dict.fromkeys(points.names)) == kill_points.steps_of(critical)
+    assert all(f"\n    {name} " in (committing.__doc__ or "") for name in points.names)
+    assert critical.Critical.publish.__code__ is own
+    assert not any("kill_point" in name for name in own.co_names)
+    seen = points.seen
+    commit(arena, Put(key(96), b"and no more"))
+    assert points.seen == seen

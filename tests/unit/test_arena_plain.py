@@ -17,6 +17,7 @@ from shmcache.arena import Arena, Conflict
 from shmcache.arena.stripes import Stripes
 from shmcache.arena.transaction import Append, Delete, Put, Transaction
 from shmcache.errors import ArenaError, LockTimeout
+from tests import kill_points
 from tests.unit.arena_state import commit, die, key, run_in_child
 
 SIZE = 8 << 20
@@ -129,14 +130,14 @@ def test_an_exception_at_any_bytecode_of_a_put_leaves_the_stripe_free_and_the_re
 
 
 def test_a_put_that_meets_an_unfinished_commit_of_the_dead_finishes_it_first(arena: Arena) -> None:
-    from shmcache.arena import memory
+    from shmcache.arena import critical
     from tests.unit.arena_state import Points
 
     for step in range(1, 40):
         arena.put(ONE, b"before")
 
         def child(step: int = step) -> None:
-            memory.fault_point = Points(step, die)
+            kill_points.arm(critical, Points(step, die))
             wanted = Transaction()
             wanted.operations += [Append("write", 1, b"row"), Put(ONE, b"in a commit"), Put(key(50), b"with it")]
             arena.commit(wanted)
