@@ -35,6 +35,8 @@ from shmcache.writes import InputWrite, OutputWrite, WriteKind
 class CachedClient(CachedCredits):
     """The client over an arena. One for each process; its methods may be called from several threads."""
 
+    _written_last: tuple[Any, Any, str] = (None, None, "null")
+
     # Definitions
 
     def save_graph(self, graph: Graph, nodes: Sequence[NodeDefinition]) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shmcache.arena import Arena, Conflict, Counter, CounterTooLow, Ring
 from shmcache.arena.transaction import (
@@ -41,7 +41,6 @@ class CachedTransactions(ExecutionDataClient):
         self._backing = BackingStore(database_url, lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS))
         self._records = RecordStore(arena, self._cache, self._backing)
         self._last_time = 0
-        self._written_last: tuple[Any, Any, str] = (None, None, "null")
         # The last sequence of each thread, by its number, on each ring.
         self._write_sequences: dict[int, int] = {}
         self._charge_sequences: dict[int, int] = {}

@@ -198,6 +198,7 @@ class Manager:
 
     def _run(self, work: Work) -> None:
         client = self._client
+        self._timed_since = None
         execution = self._persist(client.get_node_execution, work.id)
         graph_exec = self._persist(client.get_graph_execution, execution.graph_exec_id)
         if execution.status not in (ExecutionStatus.QUEUED, ExecutionStatus.RUNNING):
@@ -286,7 +287,6 @@ class Manager:
 
     def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         self._persist(self._client.atomically, partial(self._end_now, work, execution, status))
-        self._timed_since = None
 
     def _end_now(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}

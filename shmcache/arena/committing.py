@@ -158,12 +158,16 @@ class Changeable(Readable):
     def _check_expectations(self, wanted: Transaction, lane: int) -> None:
         words = self._words
         find = self._table.find_certainly
-        lowest = self.own_lane.lowest
         meant = wanted.evictions is None or words[EVICTIONS] == wanted.evictions
         if meant:
             for key, (version, seen) in wanted.expected.items():
-                # No two records ever have one version; and what lies where the decoded layer found one is an entry yet.
-                if seen >= lowest and words[seen] == version and not words[seen + CHAIN] & FLAG_PLAIN:
+                # No two records ever have one version, so where it stands in an entry, that is the key's, unchanged.
+                if (
+                    seen
+                    and words[seen + VERSION] == version
+                    and self._table.is_entry(seen)
+                    and not words[seen + CHAIN] & FLAG_PLAIN
+                ):
                     continue
                 entry = find(key)
                 if entry and words[entry + CHAIN] & FLAG_PLAIN and not wanted.plain:

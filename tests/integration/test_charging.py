@@ -23,9 +23,10 @@ from shmcache.database.accounts import top_up
 from shmcache.database.connection import connect
 from shmcache.direct_client import DirectClient
 from shmcache.errors import InsufficientBalanceError, InvalidValue, NotFound
-from shmcache.execution_data_client import ExecutionDataClient, WorkKind
+from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.identifiers import id_bytes, new_id
-from shmcache.records import ExecutionStatus
+from shmcache.manager import Manager
+from shmcache.records import ExecutionStatus, Graph, NodeDefinition
 from shmcache.work_queue import WorkQueue
 from tests.integration.charging import (
     PER_BYTE,
@@ -109,6 +110,23 @@ def charger(arena: Arena, database_url: str, settings: Settings) -> Iterator[Non
 
 
 # Estimates
+
+
+def test_the_time_that_a_node_took_is_not_noted_with_the_next_one(either: ExecutionDataClient, user: str) -> None:
+    graph_id = new_id()
+    node = NodeDefinition(new_id(), graph_id, "wait", "shmcache.delay", {"seconds": 0}, {}, (), ())
+    either.save_graph(Graph(graph_id, "waits", (node.id,), {}), [node])
+    manager = Manager(either, lambda: False, max_attempts=3)
+    run_again, stopped = (either.create_graph_execution(graph_id, user).id for _ in range(2))
+    timed = queued(either, run_again, node.id)
+    manager.do(Work(WorkKind.RUN, timed.id, 2))
+    assert "seconds" in either.get_node_execution(timed.id).stats
+    either.update_graph_execution_stats(stopped, None, {"error": "it has to end"})
+    never_ran = queued(either, stopped, node.id)
+    manager.do(Work(WorkKind.RUN, never_ran.id, 1))
+    ended = either.get_node_execution(never_ran.id)
+    assert ended.status is S.TERMINATED
+    assert "seconds" not in ended.stats
 
 
 def test_a_price_per_second_is_held_as_expected_and_settled_to_what_it_took(

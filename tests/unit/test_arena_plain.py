@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from shmcache.arena import Arena, Conflict
+from shmcache.arena import Arena, Conflict, critical
 from shmcache.arena.stripes import Stripes
 from shmcache.arena.transaction import Append, Delete, Put, Transaction
 from shmcache.errors import ArenaError, LockTimeout
 from tests import kill_points
-from tests.unit.arena_state import commit, die, key, run_in_child
+from tests.unit.arena_state import Points, commit, die, key, run_in_child
 
 SIZE = 8 << 20
 ONE, OTHER = key(1), key(2)
@@ -130,9 +130,6 @@ def test_an_exception_at_any_bytecode_of_a_put_leaves_the_stripe_free_and_the_re
 
 
 def test_a_put_that_meets_an_unfinished_commit_of_the_dead_finishes_it_first(arena: Arena) -> None:
-    from shmcache.arena import critical
-    from tests.unit.arena_state import Points
-
     for step in range(1, 40):
         arena.put(ONE, b"before")
 
