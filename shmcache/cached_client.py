@@ -145,7 +145,7 @@ class CachedClient(CachedCredits):
                 row = InputWrite(
                     changed.id, input_name, text, self._now(), source and source.node_exec_id, source and source.ordinal
                 )
-                records.put(target)
+                records.put(target, row=False)
                 records.writing().rows.append((WriteKind.INPUT, row))
             return target.execution.id, records.whole(target).inputs
 
@@ -214,7 +214,7 @@ class CachedClient(CachedCredits):
                     count += 1
                 changed = execution._replace(outputs=FrozenDict(outputs), output_count=count)
                 partial = PartialExecution(changed, partial.parts)
-                self._records.put(partial)
+                self._records.put(partial, row=False)
             return self._records.whole(partial)
 
         return self.atomically(upsert, durable=durable, urgent=urgent)

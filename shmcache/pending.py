@@ -50,7 +50,7 @@ class Pending:
         self.durable = durable
         self.urgent = urgent
         self.transaction = Transaction()
-        self.executions: dict[str, tuple[PartialExecution, str]] = {}
+        self.executions: dict[str, tuple[PartialExecution, str, bool]] = {}
         self.parts: dict[str, tuple[ExecutionPart, str]] = {}
         self.graph_executions: dict[str, GraphExecution] = {}
         self.groups: dict[str, NodeGroup] = {}
@@ -62,11 +62,12 @@ class Pending:
         self.charged_for: dict[str, str] = {}
         self.marks: dict[bytes, int] = {}
 
-    def put_execution(self, partial: PartialExecution, group_id: str) -> None:
-        """Change or create a node execution, a member of its group."""
+    def put_execution(self, partial: PartialExecution, group_id: str, row: bool) -> None:
+        """Change or create a node execution, a member of its group; `row`: its own row changes, not only what it has
+        of inputs and outputs, which have rows of their own."""
         identifier = partial.execution.id
-        self.executions.pop(identifier, None)
-        self.executions[identifier] = (partial, group_id)
+        before = self.executions.pop(identifier, None)
+        self.executions[identifier] = (partial, group_id, row or (before is not None and before[2]))
 
     def put_part(self, part_id: str, part: ExecutionPart, node_exec_id: str) -> None:
         """Add a part to a node execution, a member of it."""
@@ -97,10 +98,11 @@ class Pending:
         ended = [each for each in self.graph_executions.values() if each.status in FINAL_STATUSES]
         for graph_execution in begun:
             yield _graph_execution_row(graph_execution)
-        for partial, _ in self.executions.values():
-            yield _node_execution_row(partial.execution)
-        for kind, row in self.rows:
-            yield Append("write", kind, pack(row))
+        for partial, _, row in self.executions.values():
+            if row:
+                yield _node_execution_row(partial.execution)
+        for kind, item in self.rows:
+            yield Append("write", kind, pack(item))
         for graph_execution in ended:
             yield _graph_execution_row(graph_execution)
         for graph_execution in self.graph_executions.values():
@@ -112,7 +114,7 @@ class Pending:
         for group_id, group in self.groups.items():
             self.written.append((group_id, group))
             yield Put(id_bytes(group_id), encode(group), id_bytes(self.group_parents[group_id]), FLAG_INDEXED)
-        for partial, group_id in self.executions.values():
+        for partial, group_id, _ in self.executions.values():
             record = partial if partial.parts else partial.execution
             self.written.append((partial.execution.id, record))
             yield Put(id_bytes(partial.execution.id), encode(record), id_bytes(group_id))

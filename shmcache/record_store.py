@@ -187,8 +187,10 @@ class RecordStore:
         """Say whether an execution has an input."""
         return name in partial.execution.inputs or any(name in part.inputs for part in self._parts(partial))
 
-    def put(self, partial: PartialExecution) -> None:
-        """Write an execution in the transaction at hand; what its record has too much of moves to a part."""
+    def put(self, partial: PartialExecution, *, row: bool = True) -> None:
+        """Write an execution in the transaction at hand; what its record has too much of moves to a part.
+
+        `row` is whether its own row in the database changes: with one more input or output it does not."""
         execution = partial.execution
         items = len(execution.inputs) + sum(len(values) for values in execution.outputs.values())
         pending = self.writing()
@@ -197,7 +199,7 @@ class RecordStore:
             pending.put_part(_part_id(execution.id, partial.parts), part, execution.id)
             emptied = execution._replace(inputs=EMPTY, sources=cast("Mapping[str, InputSource]", EMPTY), outputs=EMPTY)
             partial = PartialExecution(emptied, partial.parts + 1)
-        pending.put_execution(partial, group_id(execution.graph_exec_id, execution.node_id))
+        pending.put_execution(partial, group_id(execution.graph_exec_id, execution.node_id), row)
 
     def _parts(self, partial: PartialExecution) -> Iterable[ExecutionPart]:
         pending = self.at_hand.pending
@@ -222,7 +224,7 @@ class RecordStore:
         else:
             groups = self._members(graph_exec_id, graph_exec_id)
         identifiers = {each: None for group in groups for each in self._members(graph_exec_id, group)}
-        for partial, _ in self.at_hand.pending.executions.values() if self.at_hand.pending is not None else ():
+        for partial, *_ in self.at_hand.pending.executions.values() if self.at_hand.pending is not None else ():
             execution = partial.execution
             if execution.graph_exec_id == graph_exec_id and node_id in (None, execution.node_id):
                 identifiers[execution.id] = None

@@ -36,7 +36,7 @@ from shmcache.arena.reading import signed
 from shmcache.arena.ring import RingRegion
 from shmcache.arena.slab import SLOT, SLOT_BYTES, Slabs
 from shmcache.arena.table import Table
-from shmcache.arena.transaction import AlreadySet, Conflict, CounterTooLow, Outcome, Transaction
+from shmcache.arena.transaction import AlreadySet, Append, Conflict, CounterTooLow, Outcome, Put, Transaction
 from shmcache.errors import InvalidValue
 
 _unpack_key = struct.Struct(">QQ").unpack
@@ -75,7 +75,7 @@ class Changes:
         dirty = charged = 0
         # Ring entries are staged first, so that a tail is the first word stored: the commit point.
         for operation in operations:
-            if type(operation) is transaction.Append:
+            if type(operation) is Append:
                 ring, kind, payload = operation
                 region = self._rings[ring]
                 if len(payload) > region.longest_payload:
@@ -92,13 +92,13 @@ class Changes:
         counters: dict[bytes, int] = {}
         written: list[tuple[int, int]] = []
         for operation in operations:
-            if type(operation) is transaction.Put:
+            if type(operation) is Put:
                 written.append(self._put(stage, operation, version, dirty, wanted.plain))
-            elif type(operation) is not transaction.Append:
+            elif type(operation) is not Append:
                 self._change(stage, operation, lane, counters, wanted.plain)
         return Outcome(dirty, charged, counters, written)
 
-    def _put(self, stage: Stage, put: transaction.Put, version: int, dirty: int, plain: bool) -> tuple[int, int]:
+    def _put(self, stage: Stage, put: Put, version: int, dirty: int, plain: bool) -> tuple[int, int]:
         key, record, parent_key, flags = put
         words = self._words
         high, low = _unpack_key(key)
@@ -197,7 +197,7 @@ class Changes:
                 entry = find(stage, key)
                 if entry and stage[entry + COUNTER]:
                     stage[entry + COUNTER] = 0
-                    self._put(stage, transaction.Put(key, record), stage[COMMIT_SEQUENCE], 0, plain)
+                    self._put(stage, Put(key, record), stage[COMMIT_SEQUENCE], 0, plain)
             case transaction.Rebase(key, base_key, value, released):
                 entry = find(stage, key)
                 base = find(stage, base_key)

@@ -33,11 +33,13 @@ from shmcache.arena.layout import (
     CHAIN,
     EVICTIONS,
     FLAG_PLAIN,
+    HEAD,
     IDLE_SIGNAL,
     IDLE_WAITERS,
     LOCATION,
     QUEUE_SIGNAL,
     QUEUE_WAITERS,
+    TAIL,
     VERSION,
 )
 from shmcache.arena.memory import Memory, Stage
@@ -183,11 +185,15 @@ class Changeable(Readable):
         """Return the signals that somebody waits for and that the stage changes; stage a drain that has become due."""
         wake = []
         words = self._words
-        for region, sequence in zip(self._regions, outcome, strict=False):
-            if sequence and region.is_crossed(stage):
+        write, charge = self._regions
+        for region in (write, charge) if outcome.charge_sequence else (write,):
+            state = region.state
+            limit = words[state + HEAD] + region.high_water
+            # Whether the newest entry takes the ring over its high-water mark; where there is none, TAIL stands still.
+            if words[state + TAIL] < limit <= stage[state + TAIL]:
                 region.ask_to_drain(stage)
-                if words[region.state + layout.DRAIN_WAITERS]:
-                    wake.append(region.state + layout.DRAIN_SIGNAL)
+                if words[state + layout.DRAIN_WAITERS]:
+                    wake.append(state + layout.DRAIN_SIGNAL)
         if QUEUE_SIGNAL in stage and words[QUEUE_WAITERS]:
             wake.append(QUEUE_SIGNAL)
         if IDLE_SIGNAL in stage and words[IDLE_WAITERS]:

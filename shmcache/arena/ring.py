@@ -155,13 +155,6 @@ class RingRegion:
         stage[state + ROOM_SIGNAL] = stage[state + ROOM_SIGNAL] + 1
         return True
 
-    def is_crossed(self, stage: Stage) -> bool:
-        """Say whether what is staged takes the ring over its high-water mark."""
-        state = self.state
-        limit = self._words[state + HEAD] + self.high_water
-        crossed: bool = self._words[state + TAIL] < limit <= stage[state + TAIL]
-        return crossed
-
     def ask_to_drain(self, stage: Stage) -> None:
         """Stage the signal that wakes the consumer."""
         stage[self.state + DRAIN_SIGNAL] = stage[self.state + DRAIN_SIGNAL] + 1

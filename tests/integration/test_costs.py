@@ -26,7 +26,7 @@ _GRAPH = derived_id("graph", "costs")
 _NODE = derived_id(_GRAPH, "node")
 LIFE = {
     "first input": Costs(commit_locks=1, encoded=2, entries=2),  # the execution and its node's group; row and input
-    "another input": Costs(commit_locks=1, encoded=1, entries=2),
+    "another input": Costs(commit_locks=1, encoded=1, entries=1),
     "QUEUED": Costs(commit_locks=1, encoded=2, entries=1),
     "put_work": Costs(commit_locks=1),
     "take_work": Costs(commit_locks=1),
@@ -36,7 +36,7 @@ LIFE = {
     "increment_execution_count": Costs(commit_locks=1),
     "RUNNING": Costs(commit_locks=1, encoded=1, entries=1),
     "charge_usage": Costs(commit_locks=1, entries=1),
-    "output": Costs(commit_locks=1, encoded=1, entries=2),
+    "output": Costs(commit_locks=1, encoded=1, entries=1),
     "get_latest_node_execution": Costs(),
     "get_node_executions": Costs(),
     "COMPLETED": Costs(commit_locks=1, encoded=1, entries=1),
