@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
     ring_wait: Seconds = Field(default=10.0, description="how long a write waits for room before RingFull")
     lock_wait: Seconds = Field(default=30.0, description="how long a lock is waited for before LockTimeout")
+    stopped_wait: Seconds = Field(
+        default=10.0,
+        description="how long a syncer or charger, or who holds a lock, may be stopped (SIGSTOP) before it is killed",
+    )
     workers: int = Field(default=2, ge=1, le=64, description="executor processes")
     charge_workers: int = Field(default=2, ge=1, le=32, description="processes that settle charges")
     max_attempts: int = Field(default=3, ge=1, le=100, description="how often a node is started when its workers die")

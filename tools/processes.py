@@ -6,6 +6,9 @@ the fork: none reaches a child before its own handlers are there.
 
 One that dies within a second is started again after a wait that doubles, up to a second; and if it *fails* so (its body
 raises) again and again, while none of its role has lived for a second, all is given up: CannotStart.
+
+A child that is stopped (SIGSTOP) leads on or holds a lock, and nothing of its kind goes on without it. The kernel tells
+its parent; after a while it is killed, and then another one is started like after any death.
 """
 
 from __future__ import annotations
@@ -47,18 +50,21 @@ class CannotStart(ShmcacheError):
 class Role(NamedTuple):
     """What a process is: its name, what it runs, and whether it is started again when it returns by itself.
 
-    `stop_raises`: SIGTERM raises SystemExit in the body, for one that does not ask `should_stop`."""
+    `stop_raises`: SIGTERM raises SystemExit in the body, for one that does not ask `should_stop`.
+    `leads`: others wait for what it does; one that is stopped is in their way."""
 
     name: str
     body: Callable[[ShouldStop], None]
     restart_on_return: bool = True
     stop_raises: bool = False
+    leads: bool = False
 
 
 class _Child(NamedTuple):
     role: Role
     started: float
     asked_to_stop: float | None = None
+    stopped: float | None = None
 
 
 class _Delayed(NamedTuple):
@@ -67,10 +73,18 @@ class _Delayed(NamedTuple):
 
 
 class Processes:
-    """The children of a supervisor."""
+    """The children of a supervisor.
 
-    def __init__(self, arena: Arena) -> None:
+    One that leads, or holds a lock of the arena, may be stopped for `stopped_seconds`; None: for ever. The supervisor
+    itself waits no longer than that for a lock, so as to be there to free it."""
+
+    def __init__(self, arena: Arena, stopped_seconds: float | None = None) -> None:
         self._arena = arena
+        self._stopped_seconds = stopped_seconds
+        self._lock_wait_seconds = arena.lock_wait_seconds
+        if stopped_seconds is not None:
+            arena.lock_wait_seconds = min(arena.lock_wait_seconds, stopped_seconds)
+        self._dead_hold = False
         self._children: dict[int, _Child] = {}
         self._delayed: list[_Delayed] = []
         self._stopping: set[str] = set()
@@ -87,6 +101,7 @@ class Processes:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, QUEUED)
         pid = os.fork()
         if not pid:
+            self._arena.lock_wait_seconds = self._lock_wait_seconds
             _live(role, self._arena, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._children[pid] = _Child(role, time.monotonic())
@@ -110,17 +125,28 @@ class Processes:
         os.kill(pid, signal.SIGTERM)
 
     def look_after(self) -> None:
-        """Reap those that ended, free what the dead held, and start them again. Raises CannotStart."""
+        """Reap those that ended, free what the dead held, and start them again. Raises CannotStart.
+
+        Raises LockTimeout where a process holds the commit lock for long: call it again."""
         now = time.monotonic()
         self._came_up.update(child.role.name for child in self._children.values() if now - child.started > 1)
         for pid in list(self._children):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                child = self._children.pop(pid)
-                self._arena.release_dead()
-                self._follow(pid, child, os.waitstatus_to_exitcode(status), now)
+            ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            child = self._children[pid]
+            if not ended:
+                self._remind(pid, child, now)
+                self._end_if_stopped(pid, child, now)
+            elif os.WIFSTOPPED(status):
+                self._children[pid] = child._replace(stopped=now)
+            elif os.WIFCONTINUED(status):
+                self._children[pid] = child._replace(stopped=None)
             else:
-                self._remind(pid, self._children[pid], now)
+                del self._children[pid]
+                self._dead_hold = True
+                self._follow(pid, child, os.waitstatus_to_exitcode(status), now)
+        if self._dead_hold:
+            self._arena.release_dead()
+            self._dead_hold = False
         for each in [each for each in self._delayed if each.due <= now]:
             self._delayed.remove(each)
             self.start(each.role)
@@ -141,6 +167,15 @@ class Processes:
         A signal that comes just before a system call waits for that call's end; another one ends the call."""
         if child.role.stop_raises and child.asked_to_stop is not None and now - child.asked_to_stop > _REMIND_SECONDS:
             self._ask_to_stop(pid, child)
+
+    def _end_if_stopped(self, pid: int, child: _Child, now: float) -> None:
+        """Kill a child that has been stopped for too long and is in the way of others."""
+        if child.stopped is None or self._stopped_seconds is None or now - child.stopped < self._stopped_seconds:
+            return
+        if child.role.leads or pid in self._arena.lock_holders():
+            logger.warning("%s %d has been stopped for %.0f s: killed", child.role.name, pid, now - child.stopped)
+            os.kill(pid, signal.SIGKILL)
+            self._children[pid] = child._replace(stopped=None)
 
     def _follow(self, pid: int, child: _Child, code: int, now: float) -> None:
         """Decide what comes after a child that ended with `code` (negative: of that signal)."""

@@ -22,6 +22,7 @@ from shmcache.config import Settings
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import identity, migrate
+from shmcache.errors import LockTimeout
 from shmcache.recovery import terminate_unfinished
 from syncer.charge_pool import ChargePool
 from syncer.election import remove_locks
@@ -121,7 +122,7 @@ class Supervisor:
         )
         counted_before = arena.counter_totals()
         self.arena_id = arena.arena_id
-        processes = Processes(arena)
+        processes = Processes(arena, settings.stopped_wait)
         ended = False
         try:
             arena.enter("supervisor")
@@ -149,8 +150,8 @@ class Supervisor:
         settings, url = self._settings, self.database_url
         if settings.mode == "cached":
             for _ in range(_SYNCERS):
-                processes.start(Role("syncer", lambda stop: SyncManager(arena, url, settings).run(stop)))
-            processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop)))
+                processes.start(Role("syncer", lambda stop: SyncManager(arena, url, settings).run(stop), leads=True))
+            processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop), leads=True))
         for _ in range(settings.workers):
             processes.start(self._worker)
 
@@ -162,11 +163,14 @@ class Supervisor:
                     raise LeftAtOnce
                 self.interrupted = True
                 logger.warning("%s: ending in order; once more to leave at once", number.name)
-            processes.look_after()
-            if done():
-                return
-            job.show()
-            wait(_TURN_SECONDS)
+            try:
+                processes.look_after()
+                if done():
+                    return
+                job.show()
+                wait(_TURN_SECONDS)
+            except LockTimeout as error:
+                logger.warning("%s", error)  # should a child hold it that is stopped, it is ended next time around
 
     def _idle_or_signal(self, arena: Arena) -> Callable[[float], object]:
         """Return how to wait for the end of all work, if there is some; a signal is seen at the end of the turn."""

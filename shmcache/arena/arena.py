@@ -11,7 +11,7 @@ import uuid
 import weakref
 from typing import Self
 
-from shmcache.arena import check, layout, segment, work
+from shmcache.arena import check, layout, segment, survey, work
 from shmcache.arena.committing import Changeable
 from shmcache.arena.counters import Counter, Process
 from shmcache.arena.layout import (
@@ -207,6 +207,19 @@ class Arena(Changeable):
     def processes(self) -> list[Process]:
         """Return the processes that are attached, and the dead whose lanes were not given back yet."""
         return self._lanes.processes()
+
+    @property
+    def lock_wait_seconds(self) -> float:
+        """How long this process waits for the commit lock before LockTimeout."""
+        return self._critical.lock_wait_seconds
+
+    @lock_wait_seconds.setter
+    def lock_wait_seconds(self, seconds: float) -> None:
+        self._critical.lock_wait_seconds = seconds
+
+    def lock_holders(self) -> set[int]:
+        """Return the processes that hold one of the arena's locks at this instant. Takes none."""
+        return {holder.pid for holder in survey.holders(self._memory) if holder.pid and not holder.died}
 
     def count(self, counter: Counter, amount: int = 1) -> None:
         """Add to one of this process's counters. Raises ArenaError as `enter`."""

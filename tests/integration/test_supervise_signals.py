@@ -50,6 +50,16 @@ def write_and_wait():
     finally:
         Path(f"left-{os.getpid()}").touch()
 
+def write_when_told():
+    client, _ = begin()
+    Path(f"ready-{os.getpid()}").touch()
+    while not Path("go").exists():
+        signal.sigtimedwait([], 0.01)
+    client.create_graph_execution(graph.id, user_id=new_id())
+    client.flush(60)
+    Path(f"flushed-{os.getpid()}").touch()
+    signal.pause()
+
 def wait_deaf():
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -87,6 +97,7 @@ class Supervised:
                 "TMPDIR": str(directory),
                 "SHMCACHE_DATABASE_URL": database_url,
                 "SHMCACHE_STATE_DIR": str(directory),
+                "SHMCACHE_STOPPED_WAIT": "500 ms",
             },
             stderr=self._log.open("w"),
         )  # fmt: skip
@@ -258,3 +269,20 @@ def test_the_supervisor_has_no_thread_but_its_own_when_it_forks(
 ) -> None:
     assert supervise("count_threads_of_the_supervisor").end()[0] == 0
     assert [path.read_text() for path in tmp_path.glob("threads-*")] == ["1", "1"]
+
+
+def test_a_leader_that_is_stopped_is_ended_and_the_next_one_carries_on(
+    supervise: Callable[..., Supervised], tmp_path: Path, database_url: str
+) -> None:
+    run = supervise("write_when_told")
+    run.until(lambda: len(run.ready()) == 2)
+    lock = tmp_path / "locks" / f"{run.arena}.syncer.lock"
+    run.until(lambda: lock.exists() and lock.read_text() != "")
+    leader = int(lock.read_text())
+    os.kill(leader, signal.SIGSTOP)
+    (tmp_path / "go").touch()
+    run.until(lambda: len(list(tmp_path.glob("flushed-*"))) == 2)
+    assert f"syncer {leader} has been stopped" in run.log()
+    assert sum(graph_executions(database_url).values()) == 4
+    run.process.send_signal(signal.SIGTERM)
+    run.end()

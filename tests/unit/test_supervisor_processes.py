@@ -79,6 +79,60 @@ def test_what_dies_suddenly_is_started_again_for_ever_with_growing_waits(process
     assert time.monotonic() - begun > 0.05 * (2 + 4 + 8 + 16)
 
 
+def test_one_that_leads_is_killed_when_it_is_stopped_for_long_and_a_worker_is_not(arena: Arena) -> None:
+    processes = Processes(arena, stopped_seconds=0.2)
+    try:
+        worker = processes.start(Role("worker", wait_for_stop))
+        leader = processes.start(Role("syncer", wait_for_stop, leads=True))
+        until(processes, lambda: {worker, leader} <= {each.pid for each in arena.processes()})
+        with arena._critical:
+            pass  # neither of them holds it any more: they hold no lock now
+        for pid in (worker, leader):
+            os.kill(pid, signal.SIGSTOP)
+        until(processes, lambda: processes.restarts.get("syncer") == 1)
+        assert psutil.Process(worker).status() == psutil.STATUS_STOPPED
+        os.kill(worker, signal.SIGCONT)
+        until(processes, lambda: psutil.Process(worker).status() != psutil.STATUS_STOPPED)
+        assert processes.restarts == {"syncer": 1}
+    finally:
+        processes.kill()
+
+
+def test_one_that_is_continued_in_time_lives_on(arena: Arena) -> None:
+    processes = Processes(arena, stopped_seconds=5)
+    try:
+        leader = processes.start(Role("syncer", wait_for_stop, leads=True))
+        os.kill(leader, signal.SIGSTOP)
+        until(processes, lambda: processes._children[leader].stopped is not None)
+        os.kill(leader, signal.SIGCONT)
+        until(processes, lambda: processes._children[leader].stopped is None)
+        assert not processes.restarts
+    finally:
+        processes.kill()
+
+
+def test_a_worker_that_is_stopped_with_the_commit_lock_is_killed_and_the_arena_goes_on(
+    arena: Arena, tmp_path: Path
+) -> None:
+    def stop_inside(should_stop: ShouldStop) -> None:
+        if not (tmp_path / "stopped").exists():
+            with arena._critical:
+                (tmp_path / "stopped").touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+        wait_for_stop(should_stop)
+
+    arena.lock_wait_seconds = 60
+    processes = Processes(arena, stopped_seconds=0.2)
+    assert arena.lock_wait_seconds == 0.2, "who is to free the lock must not wait long for it"
+    try:
+        processes.start(Role("worker", stop_inside))
+        until(processes, lambda: processes.restarts.get("worker") == 1)
+        arena.put(bytes(16), b"record")
+        assert arena.check() == []
+    finally:
+        processes.kill()
+
+
 def test_no_signal_is_lost_however_early_it_comes(processes: Processes) -> None:
     with SignalQueue():
         for _ in range(40):

@@ -32,12 +32,6 @@ def remove_arena(arena: Arena) -> None:
     arena.close()
 
 
-def lock_holders(arena: Arena) -> set[int]:
-    """Return the processes that hold one of the arena's locks now."""
-    mutexes = [arena._critical.mutex, *arena._stripes._mutexes]
-    return {mutex.holder_pid() for mutex in mutexes} - {0}
-
-
 def size_for(records: int) -> int:
     """Return the size of an arena in which so many node definitions are never evicted."""
     return max(32 << 20, records * _BYTES_A_RECORD)

@@ -34,7 +34,7 @@ from shmcache.records import ExecutionStatus, Graph, NodeDefinition
 from shmcache.work_queue import WorkQueue
 from syncer.charge_pool import ChargePool
 from syncer.sync_manager import SyncManager
-from tools.bench.our_arena import lock_holders, make_arena, remove_arena
+from tools.bench.our_arena import make_arena, remove_arena
 from tools.bench.peers.stores import CannotMeasure
 from tools.processes import Processes, Role
 
@@ -169,7 +169,7 @@ class Host:
         while True:
             os.kill(pid, signal.SIGSTOP)
             wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, _DRAIN_SECONDS)
-            if pid not in lock_holders(self.arena):
+            if pid not in self.arena.lock_holders():
                 break
             os.kill(pid, signal.SIGCONT)
             time.sleep(0.001)
