@@ -45,6 +45,9 @@ from shmcache.writes import Charge, ChargeKind, Refresh, Refusal
 
 logger = logging.getLogger(__name__)
 
+_TOLD_SECONDS = 60.0
+_MOST_TOLD = 10_000
+
 
 class CachedCredits(CachedTransactions):
     """The part of the cached client that holds, settles and voids."""
@@ -54,6 +57,7 @@ class CachedCredits(CachedTransactions):
         self._charges = ChargeManager(
             spend=self._spend, wait_settled=self._wait_settled, get_node=self.get_node, settings=settings
         )
+        self._told: dict[tuple[str, str | None], tuple[int | None, float]] = {}
 
     def get_credits(self, user_id: str) -> int:
         """See ExecutionDataClient."""
@@ -255,6 +259,8 @@ class CachedCredits(CachedTransactions):
         try:
             if graph_exec_id is not None:
                 graph_id = self.get_graph_execution(graph_exec_id).graph_id
+            if self._was_told(user_id, graph_id):
+                return InsufficientBalanceError(user_id, balance, amount)
             notice = Transaction()
             refusal = Refusal(user_id, graph_id, graph_exec_id, balance, amount, time.time())
             notice.operations.append(Append("charge", ChargeKind.REFUSAL, pack(refusal)))
@@ -262,6 +268,20 @@ class CachedCredits(CachedTransactions):
         except ShmcacheError as error:
             logger.warning("user %s lacks %d credits, and nobody is told of it: %s", user_id, amount - balance, error)
         return InsufficientBalanceError(user_id, balance, amount)
+
+    def _was_told(self, user_id: str, graph_id: str | None) -> bool:
+        """Say whether a notice of this user and graph has been left lately, with nothing heard of the account since.
+
+        Whoever tries again and again would fill the charge ring with what is written once in any case."""
+        now = time.monotonic()
+        known = self._arena.counter(base_key(user_id))
+        key = user_id, graph_id
+        if (before := self._told.get(key)) is not None and before[0] == known and now < before[1] + _TOLD_SECONDS:
+            return True
+        if len(self._told) >= _MOST_TOLD:
+            self._told.clear()
+        self._told[key] = known, now
+        return False
 
     def _account(self, user_id: str) -> Account:
         """Bring an account into the arena: its credits and its execution count become counters there."""

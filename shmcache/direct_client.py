@@ -11,6 +11,7 @@ reads would read what was there before it waited.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -26,10 +27,12 @@ from shmcache.charge_manager import ChargeManager, Priced
 from shmcache.codec import json_text
 from shmcache.config import Settings
 from shmcache.database import queries
+from shmcache.database.accounts import add_refusal
+from shmcache.database.arrays import plain_array
 from shmcache.database.connection import address, connect
 from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
-from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound
+from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound, ShmcacheError
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import freeze
 from shmcache.identifiers import id_bytes, new_id
@@ -44,7 +47,9 @@ from shmcache.records import (
     NodeExecution,
 )
 from shmcache.work_queue import WorkQueue
-from shmcache.writes import ChargeKind
+from shmcache.writes import ChargeKind, Refusal
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -63,13 +68,14 @@ def _json(value: Any) -> str:
 class _Transaction:
     """What `atomically` has open: it begins with its first statement, so a step without any costs nothing."""
 
-    __slots__ = ("connection", "failure", "following", "scope")
+    __slots__ = ("connection", "failure", "following", "refusal", "scope")
 
     def __init__(self) -> None:
         self.scope = ExitStack()
         self.connection: psycopg.Connection[Any] | None = None
         self.failure: Exception | None = None
         self.following: list[Callable[[], None]] = []
+        self.refusal: Refusal | None = None
 
 
 class DirectClient(ExecutionDataClient):
@@ -85,6 +91,7 @@ class DirectClient(ExecutionDataClient):
         self._owner_pid = 0
         self._transaction: _Transaction | None = None
         self._last_time = 0.0
+        self._low_balance = settings.low_balance
         self._charges = ChargeManager(
             spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, settings=settings
         )
@@ -326,13 +333,33 @@ class DirectClient(ExecutionDataClient):
             "time": charges[0][1].time,
             "owner_pid": os.getpid(),
         }
-        rows = self._run(("lock_account", {"user_id": user_id}), ("spend", given))
+        rows = self._run(("lock_account", {"user_id": user_id}), ("spend", given), following=self._notice_low(user_id))
         if not rows:
             raise NotFound("account", user_id)
         balance, amount, left = rows[0]
         if left is None:
+            refusal = Refusal(user_id, None, node_exec and node_exec.graph_exec_id, balance, amount, given["time"])
+            if self._transaction is None:
+                self._tell(refusal)
+            else:
+                self._transaction.refusal = refusal
             raise InsufficientBalanceError(user_id, balance, amount)
         return int(left)
+
+    def _notice_low(self, user_id: str) -> list[Step]:
+        """Return the statement that notices when a balance goes below the threshold, if there is one."""
+        given = {"users": plain_array([user_id]), "low_balance": self._low_balance}
+        return [("notice_low", given)] if self._low_balance else []
+
+    def _tell(self, refusal: Refusal) -> None:
+        """Leave a notice that a charge was refused, outside of any transaction."""
+        try:
+            if refusal.graph_exec_id is not None:
+                refusal = refusal._replace(graph_id=self.get_graph_execution(refusal.graph_exec_id).graph_id)
+            self._answer(lambda connection: add_refusal(connection, refusal))
+        except (ShmcacheError, psycopg.Error) as error:
+            lacking = refusal.amount - refusal.balance
+            logger.warning("user %s lacks %d credits, and nobody is told of it: %s", refusal.user_id, lacking, error)
 
     def _settle_hold(self, execution: NodeExecution) -> NodeExecution:
         """Settle or void what is held for an execution that has ended; return it with what it came to."""
@@ -340,7 +367,8 @@ class DirectClient(ExecutionDataClient):
             return execution
         _, charge = self._charges.settlement(execution, execution.stats["held"])
         given = {"key": charge.transaction_key, "amount": charge.amount, "time": charge.time}
-        rows = self._run(("lock_account", {"user_id": charge.user_id}), ("settle_hold", given))
+        lock: Step = ("lock_account", {"user_id": charge.user_id})
+        rows = self._run(lock, ("settle_hold", given), following=self._notice_low(charge.user_id))
         if rows and rows[0][0]:
             owed = {"error": f"insufficient balance: {rows[0][0]} credits of a charge are owed"}
             self.update_graph_execution_stats(execution.graph_exec_id, None, owed)
@@ -371,6 +399,9 @@ class DirectClient(ExecutionDataClient):
                 raise self._failure(error) from None
             except BaseException:
                 self._undo(transaction)
+                self._transaction = None
+                if transaction.refusal is not None:
+                    self._tell(transaction.refusal)
                 raise
             finally:
                 self._transaction = None
@@ -424,16 +455,17 @@ class DirectClient(ExecutionDataClient):
         else:
             self._transaction.following.append(step)
 
-    def _run(self, *steps: Step) -> list[Row]:
-        """Run statements in one round trip, as one transaction; return the rows of the last."""
+    def _run(self, *steps: Step, following: Sequence[Step] = ()) -> list[Row]:
+        """Run statements in one round trip, as one transaction; return the rows of the last that is not `following`."""
+        all_steps = [*steps, *following]
 
         def ask(connection: psycopg.Connection[Any]) -> list[Row]:
-            if self._transaction is None and len(steps) > 1:
+            if self._transaction is None and len(all_steps) > 1:
                 with connection.pipeline():
-                    cursors = [connection.execute(statement(name), given) for name, given in steps]
+                    cursors = [connection.execute(statement(name), given) for name, given in all_steps]
             else:
-                cursors = [connection.execute(statement(name), given) for name, given in steps]
-            return cursors[-1].fetchall()
+                cursors = [connection.execute(statement(name), given) for name, given in all_steps]
+            return cursors[len(steps) - 1].fetchall()
 
         return self._answer(ask)
 

@@ -17,6 +17,7 @@ nothing else. A `notice_id` is the same when the same thing is told again.
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -148,3 +149,14 @@ class Callbacks:
             return call(user_id, balance, notice.id)
         except (psycopg.Error, DatabaseUnavailable, SystemExit) as error:
             raise RuntimeError(f"{type(error).__name__}: {error}") from error  # its own, not ours
+
+
+def deliver_notices(database_url: str, should_stop: Callable[[], bool]) -> None:
+    """Deliver notices until `should_stop`: what a process does that is there for it alone, on a host without a charger.
+
+    Returns at once where no package declares a callback."""
+    callbacks = Callbacks.start(database_url)
+    if callbacks is not None:
+        while not should_stop():
+            signal.sigtimedwait([], _LOOK_SECONDS)  # there is nothing to do here but to see that it is time to end
+        callbacks.stop()

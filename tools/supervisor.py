@@ -24,6 +24,7 @@ from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import identity, migrate
 from shmcache.errors import LockTimeout
 from shmcache.recovery import terminate_unfinished
+from syncer.callbacks import deliver_notices
 from syncer.charge_pool import ChargePool
 from syncer.election import remove_locks
 from syncer.holds import close_all_holds
@@ -152,6 +153,8 @@ class Supervisor:
             for _ in range(_SYNCERS):
                 processes.start(Role("syncer", lambda stop: SyncManager(arena, url, settings).run(stop), leads=True))
             processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop), leads=True))
+        else:
+            processes.start(Role("callbacks", lambda stop: deliver_notices(url, stop), restart_on_return=False))
         for _ in range(settings.workers):
             processes.start(self._worker)
 
@@ -192,7 +195,7 @@ class Supervisor:
             if close_all_holds(arena, self.database_url, settings):
                 self._drain(arena, processes, job)
         self.finished_at = time.monotonic()
-        processes.stop("worker", "syncer", "charger")
+        processes.stop("worker", "syncer", "charger", "callbacks")
         self._loop(processes, job, lambda: not processes.count(), self._signals.wait)
         if work_left and settings.mode == "direct":
             return drain(arena, self.database_url, settings, lambda: not self._signals.is_empty)

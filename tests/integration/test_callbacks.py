@@ -18,9 +18,11 @@ from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database.accounts import top_up
 from shmcache.database.connection import connect
+from shmcache.direct_client import DirectClient
 from shmcache.errors import InsufficientBalanceError
 from shmcache.identifiers import new_id
-from syncer.callbacks import load_callbacks
+from shmcache.work_queue import WorkQueue
+from syncer.callbacks import deliver_notices, load_callbacks
 from tests.integration.charging import (
     PER_RUN,
     begin,
@@ -252,3 +254,51 @@ def test_a_callback_that_raises_is_called_again_with_the_same_notice(
     chargers.stop()
     first, second = told(platform, "low")
     assert first == second
+
+
+def _deliver_until_asked(database_url: str) -> None:
+    stop = False
+
+    def ask(_number: int, _frame: object) -> None:
+        nonlocal stop
+        stop = True
+
+    signal.signal(signal.SIGTERM, ask)
+    deliver_notices(database_url, lambda: stop)
+
+
+def test_what_the_direct_client_charges_and_cannot_charge_is_told_too(
+    user: str, platform: Path, arena: Arena, database_url: str, settings: Settings
+) -> None:
+    direct = DirectClient(database_url, work_queue=WorkQueue(arena), settings=settings, on_wait=lambda: None)
+    graph, nodes = priced_graph()
+    with direct as client:
+        client.save_graph(graph, nodes)
+        client.spend_credits(user, OPENING - 2)
+        run = client.create_graph_execution(graph.id, user).id
+        execution = queued(client, run, PER_RUN)
+        for _ in range(2):
+            with pytest.raises(InsufficientBalanceError):
+                client.atomically(lambda: begin(client, execution))
+            with pytest.raises(InsufficientBalanceError):
+                client.charge_usage(execution, 1)
+        process = _FORK.Process(target=_deliver_until_asked, args=(database_url,))
+        process.start()
+        wait_for(lambda: len(told(platform)) >= 3)
+        wait_for(lambda: undelivered(database_url) == 0)
+        process.terminate()
+        process.join(60)
+    assert process.exitcode == 0
+    assert told(platform, "insufficient") == [["insufficient", user, graph.id, run, 2, 3]]
+    assert [each[1:4] for each in told(platform, "low")] == [[user, 2, 200]]
+
+
+def test_one_that_tries_again_and_again_leaves_one_notice_on_the_ring(
+    client: CachedClient, user: str, arena: Arena
+) -> None:
+    client.spend_credits(user, OPENING - 2)
+    before = arena.charge_ring.last_sequence
+    for _ in range(50):
+        with pytest.raises(InsufficientBalanceError):
+            client.spend_credits(user, 3)
+    assert arena.charge_ring.last_sequence == before + 1
