@@ -338,7 +338,7 @@ class DirectClient(ExecutionDataClient):
             raise NotFound("account", user_id)
         balance, amount, left = rows[0]
         if left is None:
-            refusal = Refusal(user_id, None, node_exec and node_exec.graph_exec_id, balance, amount, given["time"])
+            refusal = Refusal(user_id, None, node_exec and node_exec.graph_exec_id, balance, amount, charges[0][1].time)
             if self._transaction is None:
                 self._tell(refusal)
             else:
