@@ -33,6 +33,7 @@ class Pending:
         "durable",
         "executions",
         "graph_executions",
+        "graph_executions_before",
         "group_parents",
         "groups",
         "marks",
@@ -53,6 +54,7 @@ class Pending:
         self.executions: dict[str, tuple[PartialExecution, str, bool]] = {}
         self.parts: dict[str, tuple[ExecutionPart, str]] = {}
         self.graph_executions: dict[str, GraphExecution] = {}
+        self.graph_executions_before: dict[str, GraphExecution] = {}
         self.groups: dict[str, NodeGroup] = {}
         self.group_parents: dict[str, str] = {}
         self.rows: list[tuple[WriteKind, InputWrite | OutputWrite]] = []
@@ -75,7 +77,8 @@ class Pending:
 
     def put_graph_execution(self, execution: GraphExecution) -> None:
         """Change or create a graph execution."""
-        self.graph_executions.pop(execution.id, None)
+        before = self.graph_executions.pop(execution.id, execution)
+        self.graph_executions_before.setdefault(execution.id, before)
         self.graph_executions[execution.id] = execution
 
     def put_group(self, group_id: str, group: NodeGroup, graph_exec_id: str) -> None:
@@ -93,11 +96,14 @@ class Pending:
         return self.transaction
 
     def _operations(self) -> Iterator[Operation]:
-        # A graph execution's row goes before its nodes' rows (foreign key), its final status after them.
-        begun = [each for each in self.graph_executions.values() if each.status not in FINAL_STATUSES]
+        # A graph execution's row goes before its nodes' rows (foreign key), its final status after them: one that begins
+        # and ends here has a row in both places.
         ended = [each for each in self.graph_executions.values() if each.status in FINAL_STATUSES]
-        for graph_execution in begun:
-            yield _graph_execution_row(graph_execution)
+        for identifier, graph_execution in self.graph_executions.items():
+            if graph_execution.status in FINAL_STATUSES:
+                graph_execution = self.graph_executions_before[identifier]  # noqa: PLW2901
+            if graph_execution.status not in FINAL_STATUSES:
+                yield _graph_execution_row(graph_execution)
         for partial, _, row in self.executions.values():
             if row:
                 yield _node_execution_row(partial.execution)

@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`."""
+"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`, `bench`, `chaos`."""
 
 from __future__ import annotations
 
@@ -165,6 +165,15 @@ def bench(arguments: tuple[str, ...]) -> Any:
     from tools.bench.command import bench as command
 
     return command.main(list(arguments), prog_name="shmcache bench", standalone_mode=False)
+
+
+@cli.command(name="chaos", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def chaos(arguments: tuple[str, ...]) -> Any:
+    """Kill and break everything under full load, then count what was lost."""
+    from tools.chaos.command import chaos as command
+
+    return command.main(list(arguments), prog_name="shmcache chaos", standalone_mode=False)
 
 
 @cli.command()

@@ -17,6 +17,7 @@ from shmcache.config import Settings, load_settings
 from shmcache.database import queries
 from shmcache.database.connection import connect
 from shmcache.identifiers import new_id
+from shmcache.records import ExecutionStatus
 from shmcache.writes import WriteKind
 from syncer.charge_pool import ChargePool
 from syncer.sync_manager import SyncManager
@@ -74,6 +75,30 @@ def test_a_row_that_the_database_refuses_becomes_a_dead_letter_and_the_others_go
     assert (ring, kind, state) == ("write", WriteKind.OUTPUT, "22P05")
     assert b"a NUL: " in payload
     assert error
+
+
+def test_a_graph_execution_that_begins_and_ends_in_one_step_keeps_its_nodes_when_rows_are_written_one_by_one(
+    arena: Arena, client: CachedClient, database_url: str, settings: Settings
+) -> None:
+    def live() -> tuple[str, str]:
+        run = client.create_graph_execution(small_graph()[0].id, new_id()).id
+        identifier, _ = client.upsert_execution_input(SINK, run, None)
+        client.upsert_execution_output(identifier, "out", "\0")
+        client.update_node_execution_status(identifier, ExecutionStatus.TERMINATED)
+        client.update_graph_execution_stats(run, ExecutionStatus.TERMINATED)
+        return run, identifier
+
+    run, identifier = client.atomically(live)
+    SyncManager(arena, database_url, settings).run_once()
+    with connect(database_url, application_name="test") as connection:
+        executed = queries.load_node_execution(connection, identifier)
+        ran = queries.load_graph_execution(connection, run)
+        letters = connection.execute("SELECT kind FROM dead_letters").fetchall()
+    assert executed is not None
+    assert executed.status is ExecutionStatus.TERMINATED
+    assert ran is not None
+    assert ran.status is ExecutionStatus.TERMINATED
+    assert letters == [(WriteKind.OUTPUT,)], "the foreign key of the node's row held"
 
 
 def test_an_entry_that_cannot_be_decoded_becomes_a_dead_letter_as_bytes(

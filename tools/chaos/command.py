@@ -1,0 +1,64 @@
+"""The command `shmcache chaos`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from shmcache.errors import SettingsError
+from tools.chaos.schedule import ALL, make_schedule
+
+_DEFAULT_KILLS = 50
+
+
+@click.command()
+@click.option("--kills", type=click.IntRange(1), help=f"So many SIGKILLs; {_DEFAULT_KILLS} if nothing is said.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Faults for so long.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same schedule.")
+@click.option("--faults", metavar="LIST", help=f"Only these, with commas: {', '.join(ALL)}.")
+@click.option("--files", multiple=True, type=click.Path(path_type=Path), help="Graph files to run; again for each.")
+@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
+@click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
+@click.option("--schedule", "only_schedule", is_flag=True, help="Print the schedule, and do nothing.")
+def chaos(
+    kills: int | None,
+    minutes: float | None,
+    seed: int,
+    faults: str | None,
+    files: tuple[Path, ...],
+    workers: int,
+    arena_size: str,
+    as_json: bool,
+    only_schedule: bool,
+) -> int:
+    """Run graphs at full load on a server of its own, kill and break everything, then count what was lost.
+
+    Exit status 0 if nothing was lost, doubled, out of order, overdrawn, unbalanced, unfinished or left behind; 1 if
+    something was, and then the journals, the segment and the log are kept."""
+    from shmcache.graphs import example_path
+    from tools.chaos.report import print_outcome
+    from tools.chaos.run import run_chaos
+
+    chosen = list(dict.fromkeys(each.strip() for each in faults.split(","))) if faults else list(ALL)
+    unknown = [each for each in chosen if each not in ALL]
+    if unknown:
+        raise SettingsError(f"--faults: {', '.join(unknown)}: not known; there are {', '.join(ALL)}")
+    if kills is None and minutes is None:
+        kills = _DEFAULT_KILLS
+    schedule = make_schedule(seed, chosen, kills, minutes)
+    if only_schedule:
+        for event in schedule:
+            click.echo(f"{event.delay_seconds:.3f} {event.fault} {event.part:.3f}")
+        return 0
+
+    def say(text: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
+
+    outcome = run_chaos(schedule, files or (example_path(),), workers, arena_size, say)
+    say("")
+    print_outcome(outcome, seed, as_json)
+    return 0 if outcome.passed else 1

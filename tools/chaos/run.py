@@ -1,0 +1,231 @@
+"""The chaos run: a server and a supervisor of its own, faults by the schedule, then everything compared."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import psycopg
+
+from shmcache.arena import list_arenas, unlink_segment
+from shmcache.database.connection import connect
+from shmcache.database.embedded import EmbeddedServer
+from shmcache.database.migrate import migrate
+from shmcache.errors import DatabaseUnavailable, ShmcacheError
+from shmcache.identifiers import new_id
+from tools.chaos.faults import Cannot, Faults, Ground
+from tools.chaos.proxy import Proxy
+from tools.chaos.schedule import Event
+from tools.chaos.supervised import Plan
+from tools.chaos.verify import Found, Journals, verify
+
+_TURN_SECONDS = 0.02
+_END_SECONDS = 300.0
+_RICH, _POOR = 10**12, 2_000
+_RICH_USERS = 3
+
+
+class ChaosError(ShmcacheError):
+    """The run could not be made, or did not come to its end."""
+
+
+class Outcome(NamedTuple):
+    """What came of a run. `kept` is where everything lies that tells why, after a failure."""
+
+    seconds: float
+    kills: int
+    restarts: int
+    faults: dict[str, int]
+    missed: int
+    skipped: dict[str, str]
+    found: Found
+    left_behind: list[str]
+    kept: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was lost, doubled, out of order, overdrawn, unbalanced, unfinished or left behind."""
+        return not any(self.found[:6]) and not self.left_behind
+
+
+def run_chaos(
+    schedule: Sequence[Event], files: Sequence[Path], workers: int, arena_size: str, say: Callable[[str], None]
+) -> Outcome:
+    """Make a run. `say` is told what happens. Raises ChaosError, DatabaseUnavailable, GraphFileError."""
+    directory = Path(tempfile.mkdtemp(prefix="shmcache-chaos-"))
+    ground = Ground(directory)
+    skipped: dict[str, str] = {}
+    wanted = {event.fault for event in schedule}
+    for fault, prepare in (("memory-full", ground.make_small_memory), ("disk-full", ground.make_small_disk)):
+        if fault in wanted:
+            try:
+                prepare()
+            except Cannot as error:
+                skipped[fault] = str(error)
+    schedule = [event for event in schedule if event.fault not in skipped]
+    passed = False
+    try:
+        outcome = _Run(directory, ground, files, workers, arena_size, say).through(schedule, skipped)
+        passed = outcome.passed
+        return outcome
+    finally:
+        ground.leave()
+        if passed:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Run:
+    """One run, in a directory of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        ground: Ground,
+        files: Sequence[Path],
+        workers: int,
+        arena_size: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._directory = directory
+        self._ground = ground
+        self._say = say
+        self._state_dir = directory / "state"
+        self._plan_path = directory / "plan.json"
+        (directory / "journals").mkdir()
+        self._restarts = -1
+        self._plan = Plan(
+            str(directory), str(self._state_dir), "", f"chaos-{os.getpid()}", arena_size, workers,
+            [str(file.absolute()) for file in files],
+            {**{new_id(): _RICH for _ in range(_RICH_USERS)}, new_id(): _POOR},
+            None if ground.disk is None else str(ground.disk),
+        )  # fmt: skip
+
+    def through(self, schedule: Sequence[Event], skipped: dict[str, str]) -> Outcome:
+        """Make all faults, wait for the end, compare."""
+        self._plan.graphs()  # a file that is none is told of before anything begins
+        began = time.monotonic()
+        semaphores = _semaphores()
+        with ExitStack() as stack:
+            self._say("starting PostgreSQL")
+            server = stack.enter_context(EmbeddedServer.start(self._state_dir))
+            with connect(server.url, application_name="shmcache chaos") as connection:
+                migrate(connection)
+                self._move_outputs(connection)
+            proxy = stack.enter_context(Proxy(server.url))
+            self._plan._replace(database_url=proxy.url).save(self._plan_path)
+            faults = Faults(self._ground, self._plan.arena, server, self._state_dir, proxy)
+            stack.callback(self._end, faults)
+            self._start(faults)
+            kills = self._make_all(faults, schedule)
+            self._await_end(faults)
+            seconds = time.monotonic() - began
+            left = self._left_behind(faults, semaphores)
+            self._say("comparing journals and database")
+            with connect(server.url, application_name="shmcache chaos") as connection:
+                journals = Journals(self._directory / "journals", faults.windows)
+                check = json.loads((self._directory / "check.json").read_text())
+                found = verify(connection, journals, check)
+            outcome = Outcome(
+                round(seconds, 1), kills, self._restarts, dict(sorted(faults.counts.items())), faults.missed, skipped,
+                found, left, None,
+            )  # fmt: skip
+            return outcome if outcome.passed else outcome._replace(kept=str(self._directory))
+
+    def _move_outputs(self, connection: psycopg.Connection[object]) -> None:
+        """Have the outputs of nodes on the small disk, if there is one."""
+        if self._ground.disk is not None:
+            space = self._ground.disk / "space"
+            space.mkdir()
+            shutil.chown(space, psutil.Process(_postmaster(self._state_dir)).uids().effective)
+            connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+            connection.execute("ALTER TABLE node_execution_outputs SET TABLESPACE small")
+
+    def _start(self, faults: Faults) -> None:
+        """Start the program under fire, or start it again."""
+        self._restarts += 1
+        with (self._directory / "log").open("ab") as log:
+            faults.supervised = subprocess.Popen(
+                [sys.executable, "-m", "tools.chaos.supervised", str(self._plan_path)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def _look_after(self, faults: Faults) -> int | None:
+        """Start what was killed again; return the status of one that ended by itself."""
+        assert faults.supervised is not None
+        status = faults.supervised.poll()
+        if status is not None and status != 0:
+            self._start(faults)
+            return None
+        return status
+
+    def _make_all(self, faults: Faults, schedule: Sequence[Event]) -> int:
+        kills = 0
+        due = time.monotonic()
+        for number, event in enumerate(schedule):
+            due += event.delay_seconds
+            while (left := due - time.monotonic()) > 0:
+                self._look_after(faults)
+                faults.tend()
+                time.sleep(min(left, _TURN_SECONDS))
+            self._say(f"{number + 1} of {len(schedule)}: {event.fault}")
+            before = sum(faults.counts.values())
+            faults.make(event)
+            kills += event.fault.startswith("kill-") and sum(faults.counts.values()) > before
+            self._look_after(faults)
+        return kills
+
+    def _await_end(self, faults: Faults) -> None:
+        """Wait until all that was begun has ended. Raises ChaosError."""
+        faults.tend(all_of_them=True)
+        (self._directory / "enough").touch()
+        self._say("waiting for the end of all that was begun")
+        deadline = time.monotonic() + _END_SECONDS
+        while self._look_after(faults) is None:
+            if time.monotonic() > deadline:
+                raise ChaosError(
+                    f"what was begun has not ended within {_END_SECONDS:.0f} s: see {self._directory}, "
+                    f"and `shmcache inspect {self._plan.arena}`"
+                )
+            time.sleep(_TURN_SECONDS)
+
+    def _left_behind(self, faults: Faults, semaphores: set[str]) -> list[str]:
+        deadline = time.monotonic() + 10
+        while faults.processes() and time.monotonic() < deadline:
+            time.sleep(_TURN_SECONDS)
+        left = [f"process {each.pid}" for each in faults.processes()]
+        left += [f"segment {name}" for name in list_arenas() if name == self._plan.arena]
+        return left + [f"semaphore {name}" for name in sorted(_semaphores() - semaphores)]
+
+    def _end(self, faults: Faults) -> None:
+        """End what still runs, whatever has happened."""
+        with contextlib.suppress(DatabaseUnavailable, OSError, psutil.Error):
+            faults.tend(all_of_them=True)
+        if faults.supervised is not None and faults.supervised.poll() is None:
+            faults.supervised.kill()
+            faults.supervised.wait()
+        for each in faults.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+                each.wait(10)
+        if self._plan.arena in list_arenas():
+            shutil.copyfile(f"/dev/shm/shmcache-{self._plan.arena}", self._directory / "segment")  # noqa: S108
+            unlink_segment(self._plan.arena)
+
+
+def _postmaster(state_dir: Path) -> int:
+    return int((state_dir / "postgresql" / "postmaster.pid").read_text().split()[0])
+
+
+def _semaphores() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}  # noqa: S108
