@@ -96,8 +96,8 @@ class Pending:
         return self.transaction
 
     def _operations(self) -> Iterator[Operation]:
-        # A graph execution's row goes before its nodes' rows (foreign key), its final status after them: one that begins
-        # and ends here has a row in both places.
+        # A graph execution's row goes before its nodes' rows (foreign key), its final status after them: one that
+        # begins and ends here has a row in both places.
         ended = [each for each in self.graph_executions.values() if each.status in FINAL_STATUSES]
         for identifier, graph_execution in self.graph_executions.items():
             if graph_execution.status in FINAL_STATUSES:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 import click
 
 from shmcache.errors import SettingsError
-from tools.chaos.schedule import ALL, make_schedule
+from tools.chaos.schedule import ALL, schedule
 
 _DEFAULT_KILLS = 50
 
@@ -22,7 +23,9 @@ _DEFAULT_KILLS = 50
 @click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
 @click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
-@click.option("--schedule", "only_schedule", is_flag=True, help="Print the schedule, and do nothing.")
+@click.option(
+    "--schedule", "only_schedule", is_flag=True, help="Print the first events (as many as --kills), and do nothing."
+)
 def chaos(
     kills: int | None,
     minutes: float | None,
@@ -40,7 +43,7 @@ def chaos(
     something was, and then the journals, the segment and the log are kept."""
     from shmcache.graphs import example_path
     from tools.chaos.report import print_outcome
-    from tools.chaos.run import run_chaos
+    from tools.chaos.run import Limits, run_chaos
 
     chosen = list(dict.fromkeys(each.strip() for each in faults.split(","))) if faults else list(ALL)
     unknown = [each for each in chosen if each not in ALL]
@@ -48,9 +51,8 @@ def chaos(
         raise SettingsError(f"--faults: {', '.join(unknown)}: not known; there are {', '.join(ALL)}")
     if kills is None and minutes is None:
         kills = _DEFAULT_KILLS
-    schedule = make_schedule(seed, chosen, kills, minutes)
     if only_schedule:
-        for event in schedule:
+        for event in islice(schedule(seed, chosen), kills):
             click.echo(f"{event.delay_seconds:.3f} {event.fault} {event.part:.3f}")
         return 0
 
@@ -58,7 +60,7 @@ def chaos(
         if sys.stderr.isatty():
             click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
 
-    outcome = run_chaos(schedule, files or (example_path(),), workers, arena_size, say)
+    outcome = run_chaos(seed, chosen, Limits(kills, minutes), files or (example_path(),), workers, arena_size, say)
     say("")
     print_outcome(outcome, seed, as_json)
     return 0 if outcome.passed else 1

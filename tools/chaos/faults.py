@@ -31,7 +31,6 @@ _CLONE_NEWNS = 0x00020000
 _MOST_STOPPED_SECONDS = 0.6
 _MOST_AWAY_SECONDS = 1.5
 _MOST_DELAY_SECONDS = 0.03
-_ROLES = {"worker": "worker", "charger": "charger"}
 
 
 class Cannot(Exception):
@@ -103,8 +102,8 @@ class Faults:
         """Faults that found nothing to strike: the process had just been killed by another."""
         self.windows: list[Window] = []
 
-    def make(self, event: Event) -> None:
-        """Make a fault."""
+    def make(self, event: Event) -> bool:
+        """Make a fault; return whether it found something to strike."""
         verb, _, rest = event.fault.partition("-")
         if verb == "kill":
             struck = self._kill(rest, event.part)
@@ -116,6 +115,7 @@ class Faults:
             self.counts[event.fault] = self.counts.get(event.fault, 0) + 1
         else:
             self.missed += 1
+        return struck
 
     def tend(self, *, all_of_them: bool = False) -> None:
         """Undo what has lasted long enough, or everything."""
@@ -166,6 +166,17 @@ class Faults:
         except ProcessLookupError:
             return None
         return pid
+
+    def connections(self) -> int | None:
+        """Return how many connections the run has to its database; None while that does not answer."""
+        try:
+            with connect(self._server.url, application_name="shmcache chaos") as connection:
+                row = connection.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                ).fetchone()
+        except (psycopg.Error, DatabaseUnavailable):
+            return None
+        return None if row is None else int(row[0]) - 1
 
     def _processes_called(self, what: str) -> Iterator[psutil.Process]:
         leader = self._leader()

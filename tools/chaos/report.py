@@ -29,6 +29,7 @@ def as_dict(outcome: Outcome, seed: int) -> dict[str, Any]:
         "skipped": outcome.skipped,
         **found,
         "left_behind": outcome.left_behind,
+        "growth": [f"{each.what}: {each.first:g}, at the end {each.last:g}" for each in outcome.growth],
         "examples": examples,
         "kept": outcome.kept,
     }

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,14 @@ from shmcache.errors import DatabaseUnavailable, ShmcacheError
 from shmcache.identifiers import new_id
 from tools.chaos.faults import Cannot, Faults, Ground
 from tools.chaos.proxy import Proxy
-from tools.chaos.schedule import Event
+from tools.chaos.sampling import Growth, Samples
+from tools.chaos.schedule import Event, schedule
 from tools.chaos.supervised import Plan
 from tools.chaos.verify import Found, Journals, verify
 
 _TURN_SECONDS = 0.02
+_MOST_BEHIND_SECONDS = 1.0
+"""A schedule that is behind (a server took its time to start) does not make up for it all at once."""
 _END_SECONDS = 300.0
 _RICH, _POOR = 10**12, 2_000
 _RICH_USERS = 3
@@ -51,32 +54,45 @@ class Outcome(NamedTuple):
     skipped: dict[str, str]
     found: Found
     left_behind: list[str]
+    growth: list[Growth]
     kept: str | None
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost, doubled, out of order, overdrawn, unbalanced, unfinished or left behind."""
-        return not any(self.found[:6]) and not self.left_behind
+        """Whether nothing was lost, doubled, out of order, overdrawn, unbalanced, unfinished or left behind, nor grew."""
+        return not (any(self.found[:6]) or self.left_behind or any(each.is_too_much for each in self.growth))
+
+
+class Limits(NamedTuple):
+    """When it is enough: so many kills, or so many minutes, whichever comes first; None is no limit."""
+
+    kills: int | None
+    minutes: float | None
 
 
 def run_chaos(
-    schedule: Sequence[Event], files: Sequence[Path], workers: int, arena_size: str, say: Callable[[str], None]
+    seed: int,
+    faults: Sequence[str],
+    limits: Limits,
+    files: Sequence[Path],
+    workers: int,
+    arena_size: str,
+    say: Callable[[str], None],
 ) -> Outcome:
     """Make a run. `say` is told what happens. Raises ChaosError, DatabaseUnavailable, GraphFileError."""
     directory = Path(tempfile.mkdtemp(prefix="shmcache-chaos-"))
     ground = Ground(directory)
     skipped: dict[str, str] = {}
-    wanted = {event.fault for event in schedule}
     for fault, prepare in (("memory-full", ground.make_small_memory), ("disk-full", ground.make_small_disk)):
-        if fault in wanted:
+        if fault in faults:
             try:
                 prepare()
             except Cannot as error:
                 skipped[fault] = str(error)
-    schedule = [event for event in schedule if event.fault not in skipped]
     passed = False
     try:
-        outcome = _Run(directory, ground, files, workers, arena_size, say).through(schedule, skipped)
+        run = _Run(directory, ground, files, workers, arena_size, say)
+        outcome = run.through(schedule(seed, faults), limits, skipped)
         passed = outcome.passed
         return outcome
     finally:
@@ -104,6 +120,7 @@ class _Run:
         self._plan_path = directory / "plan.json"
         (directory / "journals").mkdir()
         self._restarts = -1
+        self._samples = Samples()
         self._plan = Plan(
             str(directory), str(self._state_dir), "", f"chaos-{os.getpid()}", arena_size, workers,
             [str(file.absolute()) for file in files],
@@ -111,8 +128,8 @@ class _Run:
             None if ground.disk is None else str(ground.disk),
         )  # fmt: skip
 
-    def through(self, schedule: Sequence[Event], skipped: dict[str, str]) -> Outcome:
-        """Make all faults, wait for the end, compare."""
+    def through(self, events: Iterator[Event], limits: Limits, skipped: dict[str, str]) -> Outcome:
+        """Make faults up to the limits, those that cannot be made here left out; wait for the end, compare."""
         self._plan.graphs()  # a file that is none is told of before anything begins
         began = time.monotonic()
         semaphores = _semaphores()
@@ -127,7 +144,7 @@ class _Run:
             faults = Faults(self._ground, self._plan.arena, server, self._state_dir, proxy)
             stack.callback(self._end, faults)
             self._start(faults)
-            kills = self._make_all(faults, schedule)
+            kills = self._make_all(faults, (event for event in events if event.fault not in skipped), limits)
             self._await_end(faults)
             seconds = time.monotonic() - began
             left = self._left_behind(faults, semaphores)
@@ -138,7 +155,7 @@ class _Run:
                 found = verify(connection, journals, check)
             outcome = Outcome(
                 round(seconds, 1), kills, self._restarts, dict(sorted(faults.counts.items())), faults.missed, skipped,
-                found, left, None,
+                found, left, self._samples.growth(), None,
             )  # fmt: skip
             return outcome if outcome.passed else outcome._replace(kept=str(self._directory))
 
@@ -169,20 +186,23 @@ class _Run:
             return None
         return status
 
-    def _make_all(self, faults: Faults, schedule: Sequence[Event]) -> int:
+    def _make_all(self, faults: Faults, events: Iterator[Event], limits: Limits) -> int:
+        """Make one fault after the other until it is enough; return how many processes were killed."""
         kills = 0
-        due = time.monotonic()
-        for number, event in enumerate(schedule):
-            due += event.delay_seconds
+        began = due = time.monotonic()
+        until = float("inf") if limits.minutes is None else began + limits.minutes * 60
+        for number, event in enumerate(events, 1):
+            due = max(due + event.delay_seconds, time.monotonic() - _MOST_BEHIND_SECONDS)
             while (left := due - time.monotonic()) > 0:
                 self._look_after(faults)
                 faults.tend()
+                self._samples.take(faults)
                 time.sleep(min(left, _TURN_SECONDS))
-            self._say(f"{number + 1} of {len(schedule)}: {event.fault}")
-            before = sum(faults.counts.values())
-            faults.make(event)
-            kills += event.fault.startswith("kill-") and sum(faults.counts.values()) > before
+            self._say(f"{number}: {event.fault}; {kills} killed")
+            kills += faults.make(event) and event.fault.startswith("kill-")
             self._look_after(faults)
+            if time.monotonic() >= until or (limits.kills is not None and kills >= limits.kills):
+                break
         return kills
 
     def _await_end(self, faults: Faults) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 KILLS = {
@@ -47,20 +47,10 @@ class Event(NamedTuple):
     part: float
 
 
-def make_schedule(seed: int, faults: Sequence[str], kills: int | None, minutes: float | None) -> list[Event]:
-    """Return events until there are so many kills, or until so many minutes are over, whichever comes first.
-
-    Without any kill among `faults`, `kills` counts events. One of the two limits must be given."""
-    assert kills is not None or minutes is not None
+def schedule(seed: int, faults: Sequence[str]) -> Iterator[Event]:
+    """Yield events for ever, of some of the faults."""
     source = random.Random(seed)  # noqa: S311 - a schedule, not a secret
     weights = [{**KILLS, **OTHERS}[fault] for fault in faults]
-    counts_all = not any(fault in KILLS for fault in faults)
-    events: list[Event] = []
-    killed, seconds = 0, 0.0
-    while (kills is None or killed < kills) and (minutes is None or seconds < minutes * 60):
+    while True:
         delay = source.uniform(_LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS)
-        fault = source.choices(faults, weights)[0]
-        events.append(Event(delay, fault, source.random()))
-        killed += counts_all or fault in KILLS
-        seconds += delay
-    return events
+        yield Event(delay, source.choices(faults, weights)[0], source.random())

@@ -168,7 +168,8 @@ class _Comparison:
                 self.note("duplicated", f"{paid} credits were charged for {identifier} by nobody")
             elif paid not in allowed:
                 self.note(
-                    "duplicated" if paid > max(allowed) else "lost", f"{identifier} cost {allowed}, the ledger has {paid}"
+                    "duplicated" if paid > max(allowed) else "lost",
+                    f"{identifier} cost {allowed}, the ledger has {paid}",
                 )
         for identifier, costs in journals.sure["C"].items():
             if identifier not in seen and any(each[0] for each in costs):

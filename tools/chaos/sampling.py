@@ -1,0 +1,82 @@
+"""Whether a long run grows: memory and descriptors of its processes, connections, segments, looked at now and then."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import NamedTuple
+
+import psutil
+
+from shmcache.arena import list_arenas
+from tools.chaos.faults import Faults
+
+_EVERY_SECONDS = 2.0
+_WARM_SECONDS = 300.0
+_LAST_SECONDS = 300.0
+_MOST_FACTOR = 1.25
+
+
+class Growth(NamedTuple):
+    """Medians of what was looked at: in the first five minutes, and in the last five of a run of more than ten."""
+
+    what: str
+    first: float
+    last: float
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether there is more at the end than noise makes."""
+        return self.last > self.first * _MOST_FACTOR
+
+
+class _Sample(NamedTuple):
+    time: float
+    figures: dict[str, float]
+
+
+class Samples:
+    """What was seen of a run, from time to time."""
+
+    def __init__(self) -> None:
+        self._samples: list[_Sample] = []
+        self._next = 0.0
+
+    def take(self, faults: Faults) -> None:
+        """Look, if it is time to."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _EVERY_SECONDS
+        memory, descriptors = [], []
+        for process in faults.processes():
+            try:
+                used = process.memory_info()
+                memory.append((used.rss - used.shared) / (1 << 20))
+                descriptors.append(process.num_fds())
+            except psutil.Error:
+                continue  # it has just been killed
+        connections = faults.connections()
+        if not memory or connections is None:
+            return
+        figures = {
+            "MiB of a process's own": max(memory),
+            "descriptors of a process": float(max(descriptors)),
+            "connections": float(connections),
+            "segments": float(len(list_arenas())),
+        }
+        self._samples.append(_Sample(now, figures))
+
+    def growth(self) -> list[Growth]:
+        """Return how each figure grew; nothing for a run that is too short to say."""
+        if not self._samples:
+            return []
+        begin, end = self._samples[0].time, self._samples[-1].time
+        if end - begin < _WARM_SECONDS + _LAST_SECONDS:
+            return []
+        first = [each.figures for each in self._samples if each.time < begin + _WARM_SECONDS]
+        last = [each.figures for each in self._samples if each.time > end - _LAST_SECONDS]
+        return [
+            Growth(name, round(median(each[name] for each in first), 1), round(median(each[name] for each in last), 1))
+            for name in first[0]
+        ]
