@@ -5,6 +5,7 @@ supervised   the program under fire: a supervisor whose workers run graphs and k
 journal      what was acknowledged to a worker, in a plain file
 faults       how each fault is made
 proxy        a way to the database that can be cut, delayed and half-closed
+sampling     whether a long run grows
 verify       journals against database, accounts and arena
 run          the whole of it; report shows what came of it
 """

@@ -23,9 +23,7 @@ _DEFAULT_KILLS = 50
 @click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
 @click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
-@click.option(
-    "--schedule", "only_schedule", is_flag=True, help="Print the first events (as many as --kills), and do nothing."
-)
+@click.option("--schedule", "only_schedule", is_flag=True, help="Print the first --kills events only.")
 def chaos(
     kills: int | None,
     minutes: float | None,

@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost, doubled, out of order, overdrawn, unbalanced, unfinished or left behind, nor grew."""
+        """Whether nothing was lost, doubled, out of order, overdrawn, unbalanced, unfinished, left behind or grown."""
         return not (any(self.found[:6]) or self.left_behind or any(each.is_too_much for each in self.growth))
 
 
