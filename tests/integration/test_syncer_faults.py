@@ -25,9 +25,10 @@ from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
 from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, Write
 from syncer.sync_manager import SyncManager
-from tests.integration.faults import Proxy, await_blocked, await_true
+from tests.integration.faults import await_blocked, await_true
 from tests.integration.test_clients import SINK
 from tests.integration.test_syncer_outage import append, begin_execution, outputs, values_of
+from tools.chaos.proxy import Proxy
 
 StartSyncer = Callable[[str], psutil.Process]
 
