@@ -34,10 +34,16 @@ Bytes = Annotated[ByteSize, Field(gt=0)]
 class Settings(BaseSettings):
     """Everything that can be set, with its default. Raises pydantic's ValidationError; use `load_settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="SHMCACHE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="SHMCACHE_", frozen=True, extra="forbid", populate_by_name=True)
 
     database_url: str | None = Field(
         default=None, description="PostgreSQL to use; without one, an embedded server is started"
+    )
+    # Not named `schema`: pydantic has a method of that name.
+    table_set: Literal["shmcache", "autogpt"] = Field(
+        default="shmcache",
+        validation_alias="SHMCACHE_SCHEMA",
+        description="whose tables: shmcache, our own, or autogpt, those of the AutoGPT Platform",
     )
     state_dir: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("shmcache"),
@@ -85,11 +91,19 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
-        problems = "; ".join(
-            f"SHMCACHE_{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
-            for problem in error.errors()
-        )
+        problems = "; ".join(f"{_setting_of(problem['loc'])}: {problem['msg']}" for problem in error.errors())
         raise SettingsError(problems) from None
+
+
+def setting_name(field: str) -> str:
+    """Return the environment's name of a field of Settings."""
+    alias = Settings.model_fields[field].validation_alias if field in Settings.model_fields else None
+    return alias if isinstance(alias, str) else f"SHMCACHE_{field.upper()}"
+
+
+def _setting_of(place: tuple[int | str, ...]) -> str:
+    name = str(place[0]) if place else ""
+    return name if name.startswith("SHMCACHE_") else setting_name(name)
 
 
 @cache

@@ -462,9 +462,9 @@ class DirectClient(ExecutionDataClient):
         def ask(connection: psycopg.Connection[Any]) -> list[Row]:
             if self._transaction is None and len(all_steps) > 1:
                 with connection.pipeline():
-                    cursors = [connection.execute(statement(name), given) for name, given in all_steps]
+                    cursors = [connection.execute(statement(connection, name), given) for name, given in all_steps]
             else:
-                cursors = [connection.execute(statement(name), given) for name, given in all_steps]
+                cursors = [connection.execute(statement(connection, name), given) for name, given in all_steps]
             return cursors[len(steps) - 1].fetchall()
 
         return self._answer(ask)

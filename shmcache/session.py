@@ -14,6 +14,7 @@ from typing import NamedTuple
 from shmcache.arena import Arena, Counter
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
+from shmcache.database.connection import with_table_set
 from shmcache.errors import SettingsError
 from shmcache.execution_data_client import ExecutionDataClient
 from shmcache.work_queue import WorkQueue
@@ -77,7 +78,7 @@ def _make_client() -> ExecutionDataClient:
         if settings.database_url is None:
             raise SettingsError("SHMCACHE_DATABASE_URL: not set, and no supervisor started this process")
         arena = Arena.attach(settings.arena, lock_wait=settings.lock_wait, ring_wait=settings.ring_wait)
-        _prepared = _Prepared(arena, settings.database_url, settings)
+        _prepared = _Prepared(arena, with_table_set(settings.database_url, settings.table_set), settings)
     arena, database_url, settings = _prepared
     if settings.mode == "direct":
         from shmcache.direct_client import DirectClient

@@ -6,8 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,41 +20,22 @@ from shmcache.codec import unpack
 from shmcache.config import Settings
 from shmcache.database.accounts import top_up
 from shmcache.database.audit import Totals, find_differences, list_accounts, list_holds, load_ledger
-from shmcache.database.connection import connect
-from shmcache.database.embedded import EmbeddedServer
-from shmcache.database.migrate import identity, migrate
+from shmcache.database.migrate import identity
 from shmcache.database.queries import load_account
 from shmcache.database.settlement import load_open_holds, settle
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, NotFound
 from shmcache.identifiers import id_bytes, id_text, new_id
 from shmcache.records import Account
 from shmcache.writes import CHARGE_TYPES, Charge, ChargeKind
+from tools.database import open_database
 
 _MOST_LOOKS = 200
 _LOOK_AGAIN_SECONDS = 0.05
 
 
-@contextmanager
-def database(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    """Connect to the database that the settings name; start the embedded server for as long, if they name none.
-
-    Raises DatabaseUnavailable."""
-    if settings.database_url is not None:
-        with connect(settings.database_url, application_name="shmcache accounts") as connection:
-            migrate(connection)
-            yield connection
-        return
-    with (
-        EmbeddedServer.start(settings.state_dir) as server,
-        connect(server.url, application_name="shmcache accounts") as connection,
-    ):
-        migrate(connection)
-        yield connection
-
-
 def show(settings: Settings, user_id: str | None, limit: int, as_json: bool) -> None:
     """Print an account, or those that owe most and have least. Raises NotFound."""
-    with database(settings) as connection:
+    with open_database(settings) as connection:
         if user_id is None:
             accounts = list_accounts(connection, limit)
         else:
@@ -71,7 +51,7 @@ def add(settings: Settings, user_id: str, amount: int, key: str | None, as_json:
     """Add credits to an account, once for each key, and print what it has then. Raises NotFound, InvalidValue."""
     user_id = id_text(id_bytes(user_id))
     key = new_id() if key is None else key
-    with database(settings) as connection:
+    with open_database(settings) as connection:
         _, is_new = top_up(connection, user_id, amount, key)
         account = load_account(connection, user_id)
     assert account is not None
@@ -82,7 +62,7 @@ def add(settings: Settings, user_id: str, amount: int, key: str | None, as_json:
 def ledger(settings: Settings, user_id: str, limit: int, as_json: bool) -> None:
     """Print an account's ledger, youngest first. Raises NotFound."""
     user_id = id_text(id_bytes(user_id))
-    with database(settings) as connection:
+    with open_database(settings) as connection:
         if load_account(connection, user_id) is None:
             raise NotFound("account", user_id)
         found = load_ledger(connection, user_id, limit)
@@ -92,7 +72,7 @@ def ledger(settings: Settings, user_id: str, limit: int, as_json: bool) -> None:
 
 def holds(settings: Settings, limit: int, as_json: bool) -> None:
     """Print the open estimates, oldest first."""
-    with database(settings) as connection:
+    with open_database(settings) as connection:
         found = list_holds(connection, limit)
     rows = [{**each._asdict(), "time": _time(each.time)} for each in found]
     _print("open estimates", rows, as_json, rows)
@@ -107,7 +87,7 @@ def void(settings: Settings, arena_id: str, as_json: bool) -> None:
         with contextlib.suppress(ArenaMissing, ArenaUnusable), Arena.attach(name) as arena:
             if arena.arena_id == arena_id:
                 raise ArenaExists(name)
-    with database(settings) as connection, connection.transaction():
+    with open_database(settings) as connection, connection.transaction():
         left = load_open_holds(connection, arena_id)
         voids = [
             (ChargeKind.VOID, Charge(key, user, 0, "block", node_exec, graph_exec, 0.0, "{}"))
@@ -124,7 +104,7 @@ def audit(settings: Settings, as_json: bool) -> bool:
     For every account: opening balance + sum of the ledger = balance, and the same for what is owed and held; no key
     twice. For every arena of this host and database: what is held in it is what its charge ring and the open estimates
     come to."""
-    with database(settings) as connection:
+    with open_database(settings) as connection:
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             totals, differences = find_differences(connection)

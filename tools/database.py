@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from shmcache.config import Settings
-from shmcache.database.connection import address, connect
+from shmcache.database.connection import address, connect, with_table_set
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
 from shmcache.errors import DatabaseUnavailable
@@ -21,7 +21,7 @@ def database_url(settings: Settings) -> Iterator[str]:
 
     Raises DatabaseUnavailable, also for what the database answers inside the block."""
     server = None if settings.database_url else EmbeddedServer.start(settings.state_dir)
-    url = settings.database_url or (server.url if server else "")
+    url = with_table_set(settings.database_url or (server.url if server else ""), settings.table_set)
     try:
         with connect(url, application_name="shmcache command") as connection:
             migrate(connection)

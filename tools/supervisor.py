@@ -19,7 +19,7 @@ from typing import Protocol
 from shmcache import session
 from shmcache.arena import Arena, free_bytes
 from shmcache.config import Settings
-from shmcache.database.connection import connect
+from shmcache.database.connection import connect, with_table_set
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import identity, migrate
 from shmcache.errors import LockTimeout
@@ -93,6 +93,7 @@ class Supervisor:
                 if not self.database_url:
                     server = EmbeddedServer.start(self._settings.state_dir)
                     self.database_url = server.url
+                self.database_url = with_table_set(self.database_url, self._settings.table_set)
                 lock = claim(self._arena_name, self._settings)
                 try:
                     ended_in_order = self._supervise(job)

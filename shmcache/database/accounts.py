@@ -62,33 +62,27 @@ def top_up(
         "user_id": user_id, "amount": amount, "key": transaction_key, "reason": reason, "metadata": metadata_json,
     }  # fmt: skip
     with connection.transaction():
-        row = connection.execute(
-            "SELECT balance FROM accounts WHERE user_id = %(user_id)s FOR UPDATE", {"user_id": user_id}
-        ).fetchone()
+        row = connection.execute(statement(connection, "lock_balance"), {"user_id": user_id}).fetchone()
         if row is None:
             raise NotFound("account", user_id)
-        before = connection.execute(
-            "SELECT user_id::text, amount FROM ledger WHERE transaction_key = %(key)s", given
-        ).fetchone()
+        before = connection.execute(statement(connection, "load_transaction"), given).fetchone()
         if before is not None:
             if before != (str(UUID(user_id)), amount):
                 raise InvalidValue(f"the key {transaction_key!r} belongs to another transaction: {before[1]} credits")
             return int(row[0]), False
         if row[0] + amount > MAXIMUM_BALANCE:
             raise InvalidValue(f"{amount} more than {row[0]} is more than an account may hold (2**62)")
-        connection.execute(statement("top_up"), given)
+        connection.execute(statement(connection, "top_up"), given)
         pay_debt(connection, user_id)
-        after = connection.execute(
-            "SELECT balance FROM accounts WHERE user_id = %(user_id)s", {"user_id": user_id}
-        ).fetchone()
+        after = connection.execute(statement(connection, "lock_balance"), {"user_id": user_id}).fetchone()
         assert after is not None
         return int(after[0]), True
 
 
 def pay_debt(connection: psycopg.Connection[Any], user_id: str) -> None:
     """Pay what an account owes, as far as its balance goes, inside the caller's transaction."""
-    connection.execute("SELECT FROM accounts WHERE user_id = %(user_id)s FOR UPDATE", {"user_id": user_id})
-    connection.execute(statement("pay_debt"), {"user_id": user_id})
+    connection.execute(statement(connection, "lock_balance"), {"user_id": user_id})
+    connection.execute(statement(connection, "pay_debt"), {"user_id": user_id})
 
 
 def spendable(
@@ -100,8 +94,8 @@ def spendable(
     paid that can be, and balances that others brought below `low_balance` are noticed. Inside the caller's
     transaction."""
     given = {"users": plain_array(user_ids), "arena_id": arena_id, "low_balance": low_balance}
-    connection.execute(statement("notice_low"), given, prepare=True)
-    rows = connection.execute(statement("read_accounts"), given, prepare=True).fetchall()
+    connection.execute(statement(connection, "notice_low"), given, prepare=True)
+    rows = connection.execute(statement(connection, "read_accounts"), given, prepare=True).fetchall()
     payable = [user for user, _, can_pay in rows if can_pay]
     for user in sorted(payable):
         pay_debt(connection, user)
@@ -110,4 +104,4 @@ def spendable(
 
 def add_refusal(connection: psycopg.Connection[Any], refusal: Refusal) -> None:
     """Write the notice of a charge that was refused, once for a user and graph until the account is topped up."""
-    connection.execute(statement("add_refusal"), refusal._asdict())
+    connection.execute(statement(connection, "add_refusal"), refusal._asdict())

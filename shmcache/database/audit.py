@@ -34,7 +34,7 @@ class Totals(NamedTuple):
 def find_differences(connection: psycopg.Connection[Any]) -> tuple[Totals, list[str]]:
     """Return totals, and what does not add up in the database, a sentence each. Inside the caller's transaction."""
     differences: list[str] = []
-    for row in connection.execute(statement("audit_accounts")):
+    for row in connection.execute(statement(connection, "audit_accounts")):
         user, opening, balance, debt, held, amounts, owed, holds = (row[0], *map(int, row[1:]))
         if opening + amounts != balance:
             differences.append(
@@ -47,9 +47,9 @@ def find_differences(connection: psycopg.Connection[Any]) -> tuple[Totals, list[
             differences.append(f"account {user}: {holds} are held by executions, the account says {held}")
         if balance < 0:
             differences.append(f"account {user}: the balance is {balance}")
-    for key, node_exec, reason, count in connection.execute(statement("audit_keys")):
+    for key, node_exec, reason, count in connection.execute(statement(connection, "audit_keys")):
         differences.append(f"node execution {node_exec} was charged {count} times for {reason}: {key} and others")
-    counted = connection.execute(statement("audit_counts")).fetchone()
+    counted = connection.execute(statement(connection, "audit_counts")).fetchone()
     assert counted is not None
     accounts, rows, keys, charges = counted
     if keys != rows:
@@ -60,7 +60,8 @@ def find_differences(connection: psycopg.Connection[Any]) -> tuple[Totals, list[
 def load_ledger(connection: psycopg.Connection[Any], user_id: str, limit: int) -> list[LedgerRow]:
     """Return an account's ledger, youngest first, at most `limit` rows."""
     return [
-        LedgerRow(*row) for row in connection.execute(statement("load_ledger"), {"user_id": user_id, "limit": limit})
+        LedgerRow(*row)
+        for row in connection.execute(statement(connection, "load_ledger"), {"user_id": user_id, "limit": limit})
     ]
 
 
@@ -78,9 +79,9 @@ class HoldRow(NamedTuple):
 
 def list_holds(connection: psycopg.Connection[Any], limit: int) -> list[HoldRow]:
     """Return open estimates, oldest first, at most `limit`."""
-    return [HoldRow(*row) for row in connection.execute(statement("list_holds"), {"limit": limit})]
+    return [HoldRow(*row) for row in connection.execute(statement(connection, "list_holds"), {"limit": limit})]
 
 
 def list_accounts(connection: psycopg.Connection[Any], limit: int) -> list[Account]:
     """Return accounts, those that owe most and have least first, at most `limit`."""
-    return [Account(*row) for row in connection.execute(statement("list_accounts"), {"limit": limit})]
+    return [Account(*row) for row in connection.execute(statement(connection, "list_accounts"), {"limit": limit})]

@@ -81,7 +81,7 @@ def prepare_batch(writes: Sequence[Write]) -> list[PreparedStatement]:
 def send_batch(connection: psycopg.Connection[Any], prepared: Sequence[PreparedStatement]) -> None:
     """Run prepared statements inside the caller's transaction. Raises psycopg.Error as the database does."""
     for each in prepared:
-        connection.execute(statement(each.name), each.columns, prepare=True)
+        connection.execute(statement(connection, each.name), each.columns, prepare=True)
 
 
 def write_batch(connection: psycopg.Connection[Any], writes: Sequence[Write]) -> None:

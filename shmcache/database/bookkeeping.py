@@ -13,7 +13,7 @@ from shmcache.errors import Fenced
 def limit_transactions(connection: psycopg.Connection[Any], seconds: int) -> None:
     """Have the server end a transaction of this connection that takes longer, where it knows such a limit and none is
     set."""
-    connection.execute(statement("limit_transactions"), {"limit": f"{seconds}s"})
+    connection.execute(statement(connection, "limit_transactions"), {"limit": f"{seconds}s"})
 
 
 class Checkpoint(NamedTuple):
@@ -26,7 +26,7 @@ class Checkpoint(NamedTuple):
 def begin_epoch(connection: psycopg.Connection[Any], arena_id: str, ring: str) -> Checkpoint:
     """Raise the epoch of a ring, in a transaction of its own: every earlier leader is fenced from here on."""
     with connection.transaction():
-        row = connection.execute(statement("begin_epoch"), {"arena_id": arena_id, "ring": ring}).fetchone()
+        row = connection.execute(statement(connection, "begin_epoch"), {"arena_id": arena_id, "ring": ring}).fetchone()
     assert row is not None
     return Checkpoint(*row)
 
@@ -47,7 +47,7 @@ class CheckpointMove:
         self._role = f"leader of the {ring} ring"
         self._epoch = epoch
         self._answer = connection.execute(
-            statement("move_checkpoint"),
+            statement(connection, "move_checkpoint"),
             {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},
             prepare=True,
         )
@@ -72,7 +72,7 @@ def add_dead_letter(
 ) -> None:
     """Keep an entry that the database refused, whole, with its error; `intact`: its checksum held."""
     connection.execute(
-        statement("add_dead_letter"),
+        statement(connection, "add_dead_letter"),
         {
             "arena_id": arena_id,
             "ring": ring,

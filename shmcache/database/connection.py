@@ -1,9 +1,15 @@
-"""Connections to PostgreSQL that count how often they make their process wait."""
+"""Connections to PostgreSQL that count how often they make their process wait, and know whose tables they are to.
+
+Which set of tables is meant is part of the address, as a parameter of our own in its options (`with_table_set`): so
+it goes wherever the address goes, to workers, pools and other programs, and `SHOW shmcache.platform_schema` tells it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg.abc import PQGen
@@ -14,11 +20,15 @@ from shmcache.errors import DatabaseUnavailable
 
 T = TypeVar("T")
 
+TableSet = Literal["shmcache", "autogpt"]
+"""Whose tables executions and accounts are kept in: our own, or those of the AutoGPT Platform."""
+
 
 class CountingConnection(psycopg.Connection[Any]):
     """A connection that calls `on_wait` each time it makes its process wait for the server's answer."""
 
     on_wait: Callable[[], None] | None = None
+    table_set: TableSet = "shmcache"
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
         """Wait for the server; every round trip of a synchronous connection passes here.
@@ -105,24 +115,65 @@ _DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",  # ms; what was sent into the void is given up then, where keepalives do not count
 }
-_OPTIONS = "-c search_path=shmcache -c TimeZone=UTC -c default_transaction_isolation=read\\ committed"
+_OPTIONS = "-c search_path={} -c TimeZone=UTC -c default_transaction_isolation=read\\ committed"
+_PLATFORM = "-c shmcache.platform_schema="
+_DEFAULT_PLATFORM = "platform"
+_PRISMA_ONLY = frozenset({
+    "schema", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size", "pgbouncer",
+})  # fmt: skip
+"""Parameters of an address that Prisma knows and libpq refuses."""
 
 
-def connect(
-    url: str, *, application_name: str, on_wait: Callable[[], None] | None = None, autocommit: bool = True
-) -> psycopg.Connection[Any]:
-    """Open a connection whose search path is shmcache's schema. What the URL sets itself stands. Times in UTC.
+def with_table_set(url: str, table_set: TableSet) -> str:
+    """Return an address that says whose tables are meant; every connection opened with it knows.
 
-    `on_wait` is called for the connecting, and from then on each time the connection makes this process wait for the
-    server. Raises DatabaseUnavailable."""
+    The platform's addresses are Prisma's: what only Prisma knows of them is left out, `schema` names the schema of its
+    tables. Raises DatabaseUnavailable for what is no address."""
+    if table_set == "shmcache":
+        return url
+    schema = _DEFAULT_PLATFORM
+    if "://" in url:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True)
+        schema = dict(query).get("schema") or schema
+        url = urlunsplit(parts._replace(query=urlencode([pair for pair in query if pair[0] not in _PRISMA_ONLY])))
+    options = _parsed(url).get("options") or ""
+    if _PLATFORM in options:
+        return url
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", schema):
+        raise DatabaseUnavailable(address(url), f"{schema!r} cannot be the name of the platform's schema")
+    return make_conninfo(url, options=f"{options} {_PLATFORM}{schema}".strip())
+
+
+def table_set_of(connection: psycopg.Connection[Any]) -> TableSet:
+    """Return whose tables a connection is to."""
+    return connection.table_set if isinstance(connection, CountingConnection) else "shmcache"
+
+
+def _parsed(url: str) -> dict[str, Any]:
     try:
-        given = conninfo_to_dict(url)
+        return dict(conninfo_to_dict(url))
     except psycopg.Error:
         # The error quotes the address, password and all.
         raise DatabaseUnavailable(
             address(url), "it must be like postgresql://user@host:5432/database: check SHMCACHE_DATABASE_URL"
         ) from None
-    settings: dict[str, Any] = {**_DEFAULTS, **given, "options": f"{given.get('options') or ''} {_OPTIONS}".strip()}
+
+
+def connect(
+    url: str, *, application_name: str, on_wait: Callable[[], None] | None = None, autocommit: bool = True
+) -> psycopg.Connection[Any]:
+    """Open a connection whose search path is shmcache's schema, then the platform's where its tables are meant.
+
+    What the URL sets itself stands. Times in UTC.
+
+    `on_wait` is called for the connecting, and from then on each time the connection makes this process wait for the
+    server. Raises DatabaseUnavailable."""
+    given = _parsed(url)
+    options = str(given.get("options") or "")
+    platform = re.search(rf"{re.escape(_PLATFORM)}(\w+)", options)
+    path = f"shmcache,{platform[1]}" if platform else "shmcache"
+    settings: dict[str, Any] = {**_DEFAULTS, **given, "options": f"{options} {_OPTIONS.format(path)}".strip()}
     if on_wait is not None:
         on_wait()
     try:
@@ -134,4 +185,5 @@ def connect(
     except psycopg.Error as error:
         raise DatabaseUnavailable(address(url), " ".join(str(error).split())) from None
     connection.on_wait = on_wait
+    connection.table_set = "autogpt" if platform else "shmcache"
     return connection

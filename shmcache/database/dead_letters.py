@@ -49,33 +49,37 @@ def list_dead_letters(
     connection: psycopg.Connection[Any], *, ring: str | None = None, after: int = 0, limit: int | None = None
 ) -> list[DeadLetter]:
     """Return dead letters whose id is larger than `after`, oldest first, of one ring or of all, without payloads."""
-    rows = connection.execute(statement("list_dead_letters"), {"ring": ring, "after": after, "limit": limit})
+    rows = connection.execute(
+        statement(connection, "list_dead_letters"), {"ring": ring, "after": after, "limit": limit}
+    )
     return [_letter(row) for row in rows]
 
 
 def load_dead_letter(connection: psycopg.Connection[Any], letter_id: int) -> tuple[DeadLetter, bytes] | None:
     """Return a dead letter and its payload, or None."""
-    row = connection.execute(statement("load_dead_letter"), {"id": letter_id}).fetchone()
+    row = connection.execute(statement(connection, "load_dead_letter"), {"id": letter_id}).fetchone()
     return None if row is None else (_letter(row[:-1]), row[-1])
 
 
 def hold_dead_letters(connection: psycopg.Connection[Any], letter_ids: Collection[int]) -> list[HeldLetter]:
     """Lock dead letters inside the caller's transaction; return those that are there, in the order they were written
     in."""
-    rows = connection.execute(statement("lock_dead_letters"), {"ids": list(letter_ids)})
+    rows = connection.execute(statement(connection, "lock_dead_letters"), {"ids": list(letter_ids)})
     return [HeldLetter(*row) for row in rows]
 
 
 def delete_dead_letters(connection: psycopg.Connection[Any], letter_ids: Collection[int]) -> list[int]:
     """Remove dead letters; return the ids of those that were there."""
-    return [row[0] for row in connection.execute(statement("delete_dead_letters"), {"ids": list(letter_ids)})]
+    return [
+        row[0] for row in connection.execute(statement(connection, "delete_dead_letters"), {"ids": list(letter_ids)})
+    ]
 
 
 def refuse_dead_letter(connection: psycopg.Connection[Any], letter_id: int, error: BaseException) -> None:
     """Note that a dead letter was refused once more, and why."""
     sqlstate = getattr(error, "sqlstate", None)
     connection.execute(
-        statement("refuse_dead_letter"), {"id": letter_id, "error": error_text(error), "sqlstate": sqlstate}
+        statement(connection, "refuse_dead_letter"), {"id": letter_id, "error": error_text(error), "sqlstate": sqlstate}
     )
 
 

@@ -29,9 +29,9 @@ class Notice(NamedTuple):
 
 def take_notice(connection: psycopg.Connection[Any]) -> Notice | None:
     """Return a notice that is due, with its user locked until `let_go`; None if there is none. In autocommit."""
-    for (user_id,) in connection.execute(statement("users_to_tell")).fetchall():
+    for (user_id,) in connection.execute(statement(connection, "users_to_tell")).fetchall():
         if connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 1))", (user_id,)).fetchone() == (True,):
-            row = connection.execute(statement("take_notice"), {"user_id": user_id}).fetchone()
+            row = connection.execute(statement(connection, "take_notice"), {"user_id": user_id}).fetchone()
             if row is not None:
                 return Notice(*row)
             _unlock(connection, user_id)
@@ -55,10 +55,11 @@ def mark_delivered(connection: psycopg.Connection[Any], notice: Notice) -> None:
 def mark_failed(connection: psycopg.Connection[Any], notice: Notice, error: str, most_tries: int) -> None:
     """Note that a try failed: it is due again after a wait that doubles; after `most_tries` it is given up."""
     connection.execute(
-        statement("fail_notice"), {"id": notice.id, "error": error.replace("\0", ""), "most_tries": most_tries}
+        statement(connection, "fail_notice"),
+        {"id": notice.id, "error": error.replace("\0", ""), "most_tries": most_tries},
     )
 
 
 def ask_for_top_up(connection: psycopg.Connection[Any], notice: Notice) -> None:
     """Write the notice of an automatic top-up, unless one is under way for the user or came after this notice."""
-    connection.execute(statement("ask_for_top_up"), {"id": notice.id, "user_id": notice.user_id})
+    connection.execute(statement(connection, "ask_for_top_up"), {"id": notice.id, "user_id": notice.user_id})

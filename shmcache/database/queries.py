@@ -36,9 +36,11 @@ def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinit
     """Save a graph and its nodes. A graph that is there already is left as it is: its id names its content."""
     links = list(dict.fromkeys(link for node in nodes for link in node.output_links))
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(statement("save_graph"), {"id": graph.id, "name": graph.name, "starts": _jsonb(graph.starts)})
+        cursor.execute(
+            statement(connection, "save_graph"), {"id": graph.id, "name": graph.name, "starts": _jsonb(graph.starts)}
+        )
         cursor.executemany(
-            statement("save_node"),
+            statement(connection, "save_node"),
             [
                 {
                     **{name: getattr(node, name) for name in ("id", "graph_id", "name", "block_id")},
@@ -50,7 +52,7 @@ def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinit
             ],
         )
         cursor.executemany(
-            statement("save_link"),
+            statement(connection, "save_link"),
             [{**link._asdict(), "graph_id": graph.id, "position": position} for position, link in enumerate(links)],
         )
 
@@ -66,7 +68,7 @@ def load_graph_of_node(connection: Connection, node_id: str) -> tuple[Graph, lis
 
 
 def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, list[NodeDefinition]] | None:
-    row = connection.execute(statement(name), {"id": identifier}).fetchone()
+    row = connection.execute(statement(connection, name), {"id": identifier}).fetchone()
     if row is None:
         return None
     graph_id = str(row[0])
@@ -94,7 +96,7 @@ def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, l
 
 def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
     """Return one node with its links, or None."""
-    row = connection.execute(statement("load_node"), {"id": node_id}).fetchone()
+    row = connection.execute(statement(connection, "load_node"), {"id": node_id}).fetchone()
     if row is None:
         return None
     links_in, links_out = (tuple(Link(*fields) for fields in links) for links in row[6:])
@@ -103,7 +105,7 @@ def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
 
 def load_graph_execution(connection: Connection, graph_exec_id: str) -> GraphExecution | None:
     """Return a graph execution, or None."""
-    row = connection.execute(statement("load_graph_execution"), {"id": graph_exec_id}).fetchone()
+    row = connection.execute(statement(connection, "load_graph_execution"), {"id": graph_exec_id}).fetchone()
     return None if row is None else graph_execution(row)
 
 
@@ -117,7 +119,7 @@ def graph_execution(row: Sequence[Any]) -> GraphExecution:
 
 def load_node_execution(connection: Connection, node_exec_id: str) -> NodeExecution | None:
     """Return a node execution with its inputs and outputs, or None."""
-    row = connection.execute(statement("load_node_execution"), {"id": node_exec_id}).fetchone()
+    row = connection.execute(statement(connection, "load_node_execution"), {"id": node_exec_id}).fetchone()
     return None if row is None else node_execution(row)
 
 
@@ -131,7 +133,7 @@ def load_node_executions(
 ) -> list[NodeExecution]:
     """Return the executions of a graph execution that match all filters, oldest first, at most `limit`."""
     rows = connection.execute(
-        statement("load_node_executions"),
+        statement(connection, "load_node_executions"),
         {
             "graph_exec_id": graph_exec_id,
             "node_id": node_id,
@@ -146,7 +148,7 @@ def load_node_executions(
 def load_latest_node_execution(connection: Connection, node_id: str, graph_exec_id: str) -> NodeExecution | None:
     """Return the youngest execution of a node in a graph execution, or None."""
     row = connection.execute(
-        statement("load_latest_node_execution"), {"node_id": node_id, "graph_exec_id": graph_exec_id}
+        statement(connection, "load_latest_node_execution"), {"node_id": node_id, "graph_exec_id": graph_exec_id}
     ).fetchone()
     return None if row is None else node_execution(row)
 
@@ -178,13 +180,13 @@ def node_execution(row: Sequence[Any]) -> NodeExecution:
 
 def load_account(connection: Connection, user_id: str) -> Account | None:
     """Return a user's account, or None."""
-    row = connection.execute(statement("load_account"), {"user_id": user_id}).fetchone()
+    row = connection.execute(statement(connection, "load_account"), {"user_id": user_id}).fetchone()
     return None if row is None else Account(str(row[0]), *row[1:])
 
 
 def create_account(connection: Connection, user_id: str, opening_balance: int) -> Account:
     """Open an account with some credits; return it. One that is there already is returned as it is."""
-    connection.execute(statement("create_account"), {"user_id": user_id, "balance": opening_balance})
+    connection.execute(statement(connection, "create_account"), {"user_id": user_id, "balance": opening_balance})
     account = load_account(connection, user_id)
     assert account is not None
     return account

@@ -31,7 +31,7 @@ def summarize(
 ) -> RunFigures:
     """Return the figures of some graph executions; charges are those of these executions, balances of these users."""
     row = connection.execute(
-        statement("summarize"), {"graph_exec_ids": list(graph_exec_ids), "user_ids": list(user_ids)}
+        statement(connection, "summarize"), {"graph_exec_ids": list(graph_exec_ids), "user_ids": list(user_ids)}
     ).fetchone()
     assert row is not None
     by_graph, by_node, outputs, charges, credits_charged, opening, closing = row

@@ -71,13 +71,17 @@ def settle(
         return []
     spelled = {user: _canonical(user) for user in {charge.user_id for _, charge in charges}}
     users = sorted(set(spelled.values()))
-    rows = connection.execute(statement("lock_accounts"), {"users": plain_array(users)}, prepare=True).fetchall()
+    rows = connection.execute(
+        statement(connection, "lock_accounts"), {"users": plain_array(users)}, prepare=True
+    ).fetchall()
     accounts = {str(user): _Account(balance, noticed) for user, balance, noticed in rows}
     if len(accounts) < len(users):
         missing = next(user for user in users if user not in accounts)
         raise psycopg.errors.ForeignKeyViolation(f"no account {missing}")
     keys = text_array([charge.transaction_key for _, charge in charges])
-    known: dict[str, int] = dict(connection.execute(statement("settled_keys"), {"keys": keys}, prepare=True).fetchall())
+    known: dict[str, int] = dict(
+        connection.execute(statement(connection, "settled_keys"), {"keys": keys}, prepare=True).fetchall()
+    )
     opening: dict[str, Charge] = {}
     closing: set[str] = set()
     ledger: list[tuple[Any, ...]] = []
@@ -108,22 +112,28 @@ def settle(
         if owed:
             shortfalls.append(Shortfall(key, user_id, node_exec_id, graph_exec_id, owed))
     if closing:
-        _add_held(accounts, -1, connection.execute(statement("close_holds"), {"keys": text_array(list(closing))}))
+        _add_held(
+            accounts, -1, connection.execute(statement(connection, "close_holds"), {"keys": text_array(list(closing))})
+        )
     if opening:
-        _add_held(accounts, 1, connection.execute(statement("open_holds"), _hold_columns(arena_id, opening.values())))
+        _add_held(
+            accounts,
+            1,
+            connection.execute(statement(connection, "open_holds"), _hold_columns(arena_id, opening.values())),
+        )
     if ledger:
         columns = [
             text_array(column) if position in _TEXTS else plain_array(column)
             for position, column in enumerate(zip(*ledger, strict=True))
         ]
-        connection.execute(statement("add_ledger_rows"), columns, prepare=True)
+        connection.execute(statement(connection, "add_ledger_rows"), columns, prepare=True)
     _move_accounts(connection, accounts, low_balance)
     return shortfalls
 
 
 def load_open_holds(connection: psycopg.Connection[Any], arena_id: str) -> list[OpenHold]:
     """Return the estimates that processes of an arena hold, as far as its charge ring is settled."""
-    rows = connection.execute(statement("holds_of_arena"), {"arena_id": arena_id})
+    rows = connection.execute(statement(connection, "holds_of_arena"), {"arena_id": arena_id})
     return [
         OpenHold(key, str(user), amount, str(node_exec), str(graph_exec), pid)
         for key, user, amount, node_exec, graph_exec, pid in rows
@@ -150,7 +160,7 @@ def _move_accounts(connection: psycopg.Connection[Any], accounts: dict[str, _Acc
         for user, each in accounts.items()
     ]
     columns = [plain_array(column) for column in zip(*moves, strict=True)]
-    moved = connection.execute(statement("move_accounts"), columns, prepare=True).rowcount
+    moved = connection.execute(statement(connection, "move_accounts"), columns, prepare=True).rowcount
     if moved != len(moves):
         raise psycopg.errors.SerializationFailure("a balance changed under its lock")
     crossed = [
@@ -160,7 +170,9 @@ def _move_accounts(connection: psycopg.Connection[Any], accounts: dict[str, _Acc
     ]
     if crossed:
         balances = [accounts[user].balance for user in crossed]
-        connection.execute(statement("add_low_notices"), [low_balance, plain_array(crossed), plain_array(balances)])
+        connection.execute(
+            statement(connection, "add_low_notices"), [low_balance, plain_array(crossed), plain_array(balances)]
+        )
 
 
 def _canonical(identifier: str) -> str:

@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 from shmcache.arena import list_arenas
-from shmcache.config import Settings
+from shmcache.config import Settings, setting_name
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_settings_table_names_every_setting_with_its_default_and_meaning() -> None:
-    rows = dict(re.findall(r"^\| `SHMCACHE_(\w+)` \| (.*) \|$", README, re.MULTILINE))
-    assert set(rows) == {name.upper() for name in Settings.model_fields}
+    rows = dict(re.findall(r"^\| `(SHMCACHE_\w+)` \| (.*) \|$", README, re.MULTILINE))
+    assert set(rows) == {setting_name(name) for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
-        default, meaning = rows[name.upper()].split(" | ", 1)
+        default, meaning = rows[setting_name(name)].split(" | ", 1)
         assert meaning == field.description
         if field.default_factory is None:
             said = "" if field.default is None else f"`{field.default:g}`" if isinstance(field.default, float) else None
