@@ -7,7 +7,10 @@ they are committed and waited for is in `cached_transactions`, what concerns cre
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial as bound
 from typing import Any, TypeVar, cast
+
+import psycopg
 
 from shmcache.arena import FLAG_INDEXED
 from shmcache.arena.transaction import (
@@ -18,7 +21,7 @@ from shmcache.codec import NodeGroup, PartialExecution, json_text
 from shmcache.database import queries
 from shmcache.frozen import FrozenDict, FrozenList, freeze
 from shmcache.identifiers import id_bytes, new_id
-from shmcache.record_store import EMPTY, group_id
+from shmcache.record_store import EMPTY, graph_key, group_id
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -43,9 +46,11 @@ class CachedClient(CachedCredits):
         """See ExecutionDataClient."""
         self._backing.load(queries.save_graph, graph, nodes)
 
-    def get_graph(self, graph_id: str) -> Graph:
+    def get_graph(self, graph_id: str, version: int = 1) -> Graph:
         """See ExecutionDataClient."""
-        return self._records.definition(graph_id, Graph, queries.load_graph, "graph")
+        id_bytes(graph_id)
+        load = bound(_load_version, graph_id, version)
+        return self._records.definition(graph_key(graph_id, version), Graph, load, "graph")
 
     def get_node(self, node_id: str) -> NodeDefinition:
         """See ExecutionDataClient."""
@@ -97,16 +102,19 @@ class CachedClient(CachedCredits):
         user_id: str,
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        graph_version: int = 1,
+        preset_id: str | None = None,
         durable: bool = False,
         urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient."""
-        graph = self.get_graph(graph_id)
+        graph = self.get_graph(graph_id, graph_version)
         id_bytes(user_id)
         starts = graph.starts if inputs is None else freeze(inputs)
         execution = GraphExecution(
-            new_id(), graph_id, user_id, ExecutionStatus.QUEUED, starts, self._now(), None, None, EMPTY
-        )
+            self._new_id(), graph_id, user_id, ExecutionStatus.QUEUED, starts, self._now(), None, None, EMPTY,
+            0, graph_version, preset_id,
+        )  # fmt: skip
 
         def create() -> GraphExecution:
             pending = self._records.writing()
@@ -164,7 +172,7 @@ class CachedClient(CachedCredits):
                 if not records.has_input(candidate, input_name):
                     return candidate
         execution = NodeExecution(
-            id=new_id(),
+            id=self._new_id(),
             graph_exec_id=graph_exec_id,
             node_id=node_id,
             block_id=self.get_node(node_id).block_id,
@@ -243,13 +251,10 @@ class CachedClient(CachedCredits):
             now = self._now()
             changed = _moved(execution, status, now)
             if data:
-                inputs = records.whole(partial).inputs
                 changed = changed._replace(inputs=FrozenDict({**execution.inputs, **data}))
                 for name, text in texts.items():
-                    if name not in inputs or inputs[name] != data[name]:
-                        records.writing().rows.append((
-                            WriteKind.INPUT, InputWrite(node_exec_id, name, text, now, None, None)
-                        ))  # fmt: skip
+                    row = InputWrite(node_exec_id, name, text, now, None, None, is_data=True)
+                    records.writing().rows.append((WriteKind.INPUT, row))
             if merged:
                 changed = changed._replace(stats=FrozenDict({**execution.stats, **merged}))
             partial = PartialExecution(changed, partial.parts)
@@ -291,6 +296,10 @@ class CachedClient(CachedCredits):
 
         return self.atomically(update, durable=durable, urgent=urgent)
 
+    def _new_id(self) -> str:
+        """Return the identifier of an execution to be."""
+        return new_id()
+
     def _written(self, value: Any) -> tuple[Any, str]:
         """Return a value, frozen, and as JSON text. Raises InvalidValue.
 
@@ -305,6 +314,12 @@ class CachedClient(CachedCredits):
 
 _FROZEN = (FrozenDict, FrozenList)
 E = TypeVar("E", NodeExecution, GraphExecution)
+
+
+def _load_version(
+    graph_id: str, version: int, connection: psycopg.Connection[Any], _: str
+) -> tuple[Graph, list[NodeDefinition]] | None:
+    return queries.load_graph(connection, graph_id, version)
 
 
 def _statistics(given: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -105,9 +105,9 @@ def decode(data: bytes) -> Record:
         if number == 8:
             return ExecutionPart(fields[1], _sources(fields[2]), fields[3])
         if number == 2:
-            _, identifier, graph_id, name, block_id, defaults, constants, *links = fields
-            inputs, outputs = map(_links, links)
-            return _new(NodeDefinition, (identifier, graph_id, name, block_id, defaults, constants, inputs, outputs))
+            _, identifier, graph_id, name, block_id, defaults, constants, into, out_of, version, metadata, hook = fields
+            own = (identifier, graph_id, name, block_id, defaults, constants)
+            return _new(NodeDefinition, (*own, _links(into), _links(out_of), version, metadata, hook))
         if number == 3:
             identifier, graph_id, user_id, status, *rest = fields[1:]
             return GraphExecution(identifier, graph_id, user_id, _STATUSES[status], *rest)

@@ -61,6 +61,14 @@ _INVALID_CLASSES = ("22", "54")
 """SQLSTATE classes of values that cannot be stored: data exceptions, limits (a name too long for its index)."""
 
 
+_PLATFORM_NAMES = {
+    "AgentGraph": "graph",
+    "AgentNode": "node",
+    "AgentGraphExecution": "graph execution",
+    "AgentNodeExecution": "node execution",
+}
+
+
 def _json(value: Any) -> str:
     return exact_floats(json_text(value))
 
@@ -105,9 +113,9 @@ class DirectClient(ExecutionDataClient):
         except psycopg.OperationalError as error:
             raise self._lost(error) from None
 
-    def get_graph(self, graph_id: str) -> Graph:
+    def get_graph(self, graph_id: str, version: int = 1) -> Graph:
         """See ExecutionDataClient. Blocks."""
-        found = self._load(queries.load_graph, graph_id)
+        found = self._load(queries.load_graph, graph_id, version)
         if found is None:
             raise NotFound("graph", graph_id)
         return found[0]
@@ -158,6 +166,8 @@ class DirectClient(ExecutionDataClient):
         user_id: str,
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        graph_version: int = 1,
+        preset_id: str | None = None,
         durable: bool = True,
         urgent: bool = True,
     ) -> GraphExecution:
@@ -166,7 +176,10 @@ class DirectClient(ExecutionDataClient):
         id_bytes(graph_id)
         id_bytes(user_id)
         text = None if inputs is None else _json(inputs)
-        given = {"id": identifier, "graph_id": graph_id, "user_id": user_id, "inputs": text, "time": self._now()}
+        given = {
+            "id": identifier, "graph_id": graph_id, "user_id": user_id, "inputs": text, "time": self._now(),
+            "graph_version": graph_version, "preset_id": preset_id,
+        }  # fmt: skip
         rows = self._run(("create_graph_execution", given), ("load_graph_execution", {"id": identifier}))
         if not rows:
             raise NotFound("graph", graph_id)
@@ -497,7 +510,7 @@ class DirectClient(ExecutionDataClient):
         if isinstance(error, errors.ForeignKeyViolation):
             missing = re.search(r'=\((.*)\) is not present in table "(\w+?)s?"', error.diag.message_detail or "")
             if missing:
-                return NotFound(missing[2].replace("_", " "), missing[1])
+                return NotFound(_PLATFORM_NAMES.get(missing[2], missing[2].replace("_", " ")), missing[1])
         if isinstance(error, psycopg.DataError) or (error.sqlstate or "").startswith(_INVALID_CLASSES):
             return InvalidValue(f"the database refuses a value: {text}")
         if isinstance(error, psycopg.OperationalError):

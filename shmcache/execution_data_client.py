@@ -71,8 +71,8 @@ class ExecutionDataClient(ABC):
         """Save a graph with its nodes. Blocks. One that is there already stays as it is: ids name contents."""
 
     @abstractmethod
-    def get_graph(self, graph_id: str) -> Graph:
-        """Return a graph. Cached: blocks only on a miss. Raises NotFound."""
+    def get_graph(self, graph_id: str, version: int = 1) -> Graph:
+        """Return a graph (on a platform's tables: a version of it). Cached: blocks only on a miss. Raises NotFound."""
 
     @abstractmethod
     def get_node(self, node_id: str) -> NodeDefinition:
@@ -114,12 +114,15 @@ class ExecutionDataClient(ABC):
         user_id: str,
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        graph_version: int = 1,
+        preset_id: str | None = None,
         durable: bool = False,
         urgent: bool = False,
     ) -> GraphExecution:
         """Create a QUEUED run of a graph for a user and return it.
 
         `inputs` maps the nodes to start to their inputs; None takes what the graph's definition starts.
+        `graph_version` and `preset_id` are of use on a platform's tables, which have them.
         Cached: blocks only if the graph is a miss. Raises NotFound for an unknown graph, InvalidValue."""
 
     @abstractmethod

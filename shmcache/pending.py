@@ -142,6 +142,8 @@ def _graph_execution_row(execution: GraphExecution) -> Append:
         execution.ended_at,
         json_text(execution.stats),
         execution.moves,
+        execution.graph_version,
+        execution.preset_id,
     )
     return Append("write", WriteKind.GRAPH_EXECUTION, pack(row))
 

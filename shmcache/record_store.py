@@ -43,6 +43,11 @@ def group_id(graph_exec_id: str, node_id: str) -> str:
     return derived_id("node group", graph_exec_id, node_id)
 
 
+def graph_key(graph_id: str, version: int) -> str:
+    """Return the identifier under which the arena has a version of a graph."""
+    return graph_id if version == 1 else derived_id("graph version", graph_id, str(version))
+
+
 def _part_id(node_exec_id: str, number: int) -> str:
     return derived_id("execution part", node_exec_id, str(number))
 
@@ -86,18 +91,20 @@ class RecordStore:
         if loaded is None:
             raise NotFound(name, identifier)
         graph, nodes = loaded
-        definitions: list[Graph | NodeDefinition] = [graph, *nodes]
-        # Graphs are named by their content: what is loaded cannot be older than what is there.
-        for begin in range(0, len(definitions), _FILL_BATCH):
+        definitions: dict[str, Graph | NodeDefinition] = {graph_key(graph.id, graph.version): graph}
+        definitions.update((node.id, node) for node in nodes)
+        named = list(definitions.items())
+        # A graph's version does not change: what is loaded cannot be older than what is there.
+        for begin in range(0, len(named), _FILL_BATCH):
             batch = Transaction()
             batch.operations.extend(
-                Put(id_bytes(each.id), encode(each)) for each in definitions[begin : begin + _FILL_BATCH]
+                Put(id_bytes(key), encode(each)) for key, each in named[begin : begin + _FILL_BATCH]
             )
             try:
                 self._arena.commit(batch)
             except ArenaFull:
                 break
-        found = next((each for each in definitions if each.id == identifier), None)
+        found = definitions.get(identifier)
         if not isinstance(found, kind):
             raise NotFound(name, identifier)
         return found

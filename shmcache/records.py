@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from shmcache.frozen import FrozenDict
+
 
 class ExecutionStatus(StrEnum):
     """The state of a node execution or of a graph execution."""
@@ -65,7 +67,8 @@ class Link(NamedTuple):
 class NodeDefinition(NamedTuple):
     """A node of a graph: which block it runs, with what, and what it is linked to.
 
-    `input_default` holds values that a linked input overrides; `constants` values that nothing overrides."""
+    `input_default` holds values that a linked input overrides; `constants` values that nothing overrides.
+    `graph_version`, `metadata` and `webhook_id` are a platform's that has them; on our own tables they say nothing."""
 
     id: str
     graph_id: str
@@ -75,21 +78,29 @@ class NodeDefinition(NamedTuple):
     constants: Mapping[str, Any]
     input_links: Sequence[Link]
     output_links: Sequence[Link]
+    graph_version: int = 1
+    metadata: Mapping[str, Any] = FrozenDict()
+    webhook_id: str | None = None
 
 
 class Graph(NamedTuple):
-    """A graph: its nodes' identifiers, and which nodes a run starts with which inputs."""
+    """A graph: its nodes' identifiers, and which nodes a run starts with which inputs.
+
+    Where a platform keeps several versions of a graph under one identifier, this is one of them; on our own tables an
+    identifier names a content, and the version is 1."""
 
     id: str
     name: str
     node_ids: Sequence[str]
     starts: Mapping[str, Mapping[str, Any]]
+    version: int = 1
 
 
 class GraphExecution(NamedTuple):
     """One run of a graph for a user. `inputs` maps the started nodes to what they are started with.
 
-    `moves` counts the moves of its status: of two versions of it, the one with more is the newer."""
+    `moves` counts the moves of its status: of two versions of it, the one with more is the newer. `graph_version` and
+    `preset_id` are a platform's that has them."""
 
     id: str
     graph_id: str
@@ -101,6 +112,8 @@ class GraphExecution(NamedTuple):
     ended_at: float | None
     stats: Mapping[str, Any]
     moves: int = 0
+    graph_version: int = 1
+    preset_id: str | None = None
 
 
 class InputSource(NamedTuple):

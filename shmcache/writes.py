@@ -32,6 +32,8 @@ class GraphExecutionWrite(NamedTuple):
     ended_at: float | None
     stats_json: str
     moves: int = 0
+    graph_version: int = 1
+    preset_id: str | None = None
 
 
 class NodeExecutionWrite(NamedTuple):
@@ -50,7 +52,9 @@ class NodeExecutionWrite(NamedTuple):
 
 
 class InputWrite(NamedTuple):
-    """One input of a node execution; `source_id` and `source_ordinal` name the output it came from, if one did."""
+    """One input of a node execution; `source_id` and `source_ordinal` name the output it came from, if one did.
+
+    `is_data`: it was given with a status, to stand in place of what the input was."""
 
     node_exec_id: str
     name: str
@@ -58,6 +62,7 @@ class InputWrite(NamedTuple):
     time: float
     source_id: str | None
     source_ordinal: int | None
+    is_data: bool = False
 
 
 class OutputWrite(NamedTuple):

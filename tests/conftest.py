@@ -11,14 +11,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import psutil
+import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from shmcache.arena import Arena, list_arenas
-from shmcache.database.connection import connect
+from shmcache.database.connection import TableSet, connect, with_table_set
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
 from shmcache.errors import ArenaError, ArenaUnusable
@@ -26,6 +28,7 @@ from shmcache.identifiers import new_id
 
 _STATE = "SHMCACHE_TEST_STATE_DIR"
 _TEMPLATE = "template_of_tests"
+_PLATFORM_TABLES = Path(__file__).parent / "platform_tables.sql"
 
 
 _arenas_before = frozenset(list_arenas())
@@ -35,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add our options."""
     parser.addoption(
         "--kills", type=int, default=10, help="how many leaders the kill run of the syncer kills (the long run: 200)"
+    )
+    parser.addoption(
+        "--tables", choices=get_args(TableSet), default="shmcache", help="whose tables the tests' databases have"
     )
 
 
@@ -85,16 +91,31 @@ def server() -> Iterator[EmbeddedServer]:
         with open(state_dir / "template.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with connect(started.url, application_name="tests") as connection:
-                row = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_TEMPLATE,)).fetchone()
-                if row is None:
-                    connection.execute(f"CREATE DATABASE {_TEMPLATE}")
-                    with connect(make_conninfo(started.url, dbname=_TEMPLATE), application_name="tests") as template:
-                        migrate(template)
+                for table_set in get_args(TableSet):
+                    _make_template(connection, started.url, table_set)
         yield started
 
 
+def _make_template(connection: psycopg.Connection[Any], url: str, table_set: TableSet) -> None:
+    name = f"{_TEMPLATE}_{table_set}"
+    if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
+        connection.execute(f"CREATE DATABASE {name}")
+        own_url = with_table_set(make_conninfo(url, dbname=name), table_set)
+        with connect(own_url, application_name="tests") as template:
+            if table_set == "autogpt":
+                template.execute(_PLATFORM_TABLES.read_bytes())
+            migrate(template)
+
+
 @pytest.fixture
-def new_database_url(server: EmbeddedServer) -> Iterator[Callable[[], str]]:
+def table_set(request: pytest.FixtureRequest) -> TableSet:
+    """Whose tables the test's databases have; a module that is tried on all of them overrides it."""
+    chosen: TableSet = request.config.getoption("--tables")
+    return chosen
+
+
+@pytest.fixture
+def new_database_url(server: EmbeddedServer, table_set: TableSet) -> Iterator[Callable[[], str]]:
     """Return a function that makes a migrated database and returns its address; all are dropped after the test."""
     names: list[str] = []
 
@@ -102,9 +123,11 @@ def new_database_url(server: EmbeddedServer) -> Iterator[Callable[[], str]]:
         names.append(f"test_{new_id().replace('-', '')}")
         with connect(server.url, application_name="tests") as connection:
             connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(names[-1]), sql.Identifier(_TEMPLATE))
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    sql.Identifier(names[-1]), sql.Identifier(f"{_TEMPLATE}_{table_set}")
+                )
             )
-        return make_conninfo(server.url, dbname=names[-1])
+        return with_table_set(make_conninfo(server.url, dbname=names[-1]), table_set)
 
     yield make
     with connect(server.url, application_name="tests") as connection:

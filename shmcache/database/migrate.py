@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 
-from shmcache.database.connection import table_set_of
+from shmcache.database.connection import TableSet, table_set_of
 from shmcache.database.statements import statement
+from shmcache.errors import SettingsError
 
+_TABLE_SETS = get_args(TableSet)
 _LOCK = 0x73686D63  # "shmc": whoever migrates holds this advisory lock
 
 
@@ -28,10 +30,32 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
             " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         applied = {row[0] for row in connection.execute("SELECT name FROM migrations")}
+        _check_place(connection, applied - {script.name for script in scripts})
         for script in scripts:
             if script.name not in applied:
                 connection.execute(script.read_text(encoding="utf-8").encode())
                 connection.execute("INSERT INTO migrations (name) VALUES (%s)", (script.name,))
+
+
+def _check_place(connection: psycopg.Connection[Any], foreign: set[str]) -> None:
+    """Refuse a database that was made for another set of tables, or has not the platform's. Raises SettingsError."""
+    table_set = table_set_of(connection)
+    other = next((name for name in _TABLE_SETS if foreign & {script.name for script in _scripts(name)}), None)
+    if other is not None:
+        raise SettingsError(
+            f"SHMCACHE_SCHEMA={table_set}, but the schema shmcache of this database was made for "
+            f"SHMCACHE_SCHEMA={other}: set it to that, or use another database"
+        )
+    if table_set == "autogpt":
+        row = connection.execute(
+            "SELECT to_regclass('\"AgentNodeExecution\"'), current_setting('shmcache.platform_schema')"
+        ).fetchone()
+        assert row is not None
+        if row[0] is None:
+            raise SettingsError(
+                f'SHMCACHE_SCHEMA=autogpt, but the database has no table "AgentNodeExecution" in a schema '
+                f"{row[1]!r}: check SHMCACHE_DATABASE_URL (its parameter `schema` names the schema)"
+            )
 
 
 def _scripts(table_set: str) -> list[Traversable]:

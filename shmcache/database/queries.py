@@ -28,6 +28,9 @@ from shmcache.records import (
 Connection = psycopg.Connection[Any]
 
 
+_NODE_FIELDS = ("id", "graph_id", "name", "block_id", "graph_version", "webhook_id")
+
+
 def _jsonb(value: Any) -> Jsonb:
     return Jsonb(value, dumps=lambda each: exact_floats(json_text(each)))
 
@@ -37,16 +40,19 @@ def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinit
     links = list(dict.fromkeys(link for node in nodes for link in node.output_links))
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute(
-            statement(connection, "save_graph"), {"id": graph.id, "name": graph.name, "starts": _jsonb(graph.starts)}
+            statement(connection, "save_graph"),
+            {"id": graph.id, "name": graph.name, "starts": _jsonb(graph.starts), "version": graph.version},
         )
         cursor.executemany(
             statement(connection, "save_node"),
             [
                 {
-                    **{name: getattr(node, name) for name in ("id", "graph_id", "name", "block_id")},
+                    **{name: getattr(node, name) for name in _NODE_FIELDS},
                     "position": position,
                     "input_default": _jsonb(node.input_default),
                     "constants": _jsonb(node.constants),
+                    "metadata": _jsonb(node.metadata),
+                    "start": _jsonb(graph.starts[node.id]) if node.id in graph.starts else None,
                 }
                 for position, node in enumerate(nodes)
             ],
@@ -57,18 +63,18 @@ def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinit
         )
 
 
-def load_graph(connection: Connection, graph_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
+def load_graph(connection: Connection, graph_id: str, version: int = 1) -> tuple[Graph, list[NodeDefinition]] | None:
     """Return a graph and its nodes, or None."""
-    return _graph(connection, "load_graph", graph_id)
+    return _graph(connection, "load_graph", {"id": graph_id, "version": version})
 
 
 def load_graph_of_node(connection: Connection, node_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
     """Return the graph that a node is part of, and all its nodes, or None."""
-    return _graph(connection, "load_graph_of_node", node_id)
+    return _graph(connection, "load_graph_of_node", {"id": node_id})
 
 
-def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, list[NodeDefinition]] | None:
-    row = connection.execute(statement(connection, name), {"id": identifier}).fetchone()
+def _graph(connection: Connection, name: str, given: dict[str, Any]) -> tuple[Graph, list[NodeDefinition]] | None:
+    row = connection.execute(statement(connection, name), given).fetchone()
     if row is None:
         return None
     graph_id = str(row[0])
@@ -88,10 +94,13 @@ def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, l
             freeze(constants),
             tuple(incoming.get(node_id, ())),
             tuple(outgoing.get(node_id, ())),
+            row[5],
+            freeze(metadata),
+            webhook_id,
         )
-        for node_id, node_name, block_id, input_default, constants in row[3]
+        for node_id, node_name, block_id, input_default, constants, metadata, webhook_id in row[3]
     ]
-    return Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2])), nodes
+    return Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2]), row[5]), nodes
 
 
 def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
@@ -99,8 +108,11 @@ def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:
     row = connection.execute(statement(connection, "load_node"), {"id": node_id}).fetchone()
     if row is None:
         return None
-    links_in, links_out = (tuple(Link(*fields) for fields in links) for links in row[6:])
-    return NodeDefinition(str(row[0]), str(row[1]), row[2], row[3], freeze(row[4]), freeze(row[5]), links_in, links_out)
+    links_in, links_out = (tuple(Link(*fields) for fields in links) for links in row[6:8])
+    return NodeDefinition(
+        str(row[0]), str(row[1]), row[2], row[3], freeze(row[4]), freeze(row[5]), links_in, links_out,
+        row[8], freeze(row[9]), row[10],
+    )  # fmt: skip
 
 
 def load_graph_execution(connection: Connection, graph_exec_id: str) -> GraphExecution | None:
@@ -113,7 +125,7 @@ def graph_execution(row: Sequence[Any]) -> GraphExecution:
     """Return the record of a row as `sql/load_graph_execution.sql` gives it."""
     return GraphExecution(
         str(row[0]), str(row[1]), str(row[2]), ExecutionStatus(row[3]), freeze(row[4]),
-        float(row[5]), _time(row[6]), _time(row[7]), freeze(row[8]), row[9],
+        float(row[5]), _time(row[6]), _time(row[7]), freeze(row[8]), row[9], row[10], row[11],
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def settle(
                 continue
         owed = known.get(key)
         if owed is None and amount:
-            paid = min(amount, account.balance)
+            paid = max(0, min(amount, account.balance))  # a platform of its own rules may have gone below 0
             owed = known[key] = amount - paid
             account.balance -= paid
             account.owed += owed

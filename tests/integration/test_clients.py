@@ -14,7 +14,7 @@ from shmcache.arena import Arena
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
-from shmcache.database.connection import connect
+from shmcache.database.connection import TableSet, connect
 from shmcache.direct_client import DirectClient
 from shmcache.errors import InsufficientBalanceError, InvalidValue, NotFound
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
@@ -42,6 +42,12 @@ def small_graph() -> tuple[Graph, list[NodeDefinition]]:
 @pytest.fixture(params=["cached", "direct"])
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=["shmcache", "autogpt"])
+def table_set(request: pytest.FixtureRequest) -> TableSet:
+    chosen: TableSet = request.param
+    return chosen
 
 
 @pytest.fixture

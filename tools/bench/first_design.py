@@ -78,8 +78,9 @@ class FirstDesignClient(ExecutionDataClient):
         """See ExecutionDataClient."""
         self._direct.save_graph(graph, nodes)
 
-    def get_graph(self, graph_id: str) -> Graph:
+    def get_graph(self, graph_id: str, version: int = 1) -> Graph:
         """See ExecutionDataClient. Cached."""
+        del version
         if graph_id not in self._graphs:
             self._graphs[graph_id] = self._direct.get_graph(graph_id)
         return self._graphs[graph_id]
@@ -134,11 +135,13 @@ class FirstDesignClient(ExecutionDataClient):
         user_id: str,
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        graph_version: int = 1,
+        preset_id: str | None = None,
         durable: bool = False,
         urgent: bool = False,
     ) -> GraphExecution:
         """See ExecutionDataClient."""
-        del durable, urgent
+        del graph_version, preset_id, durable, urgent
         made = self._direct.create_graph_execution(graph_id, user_id, inputs)
         self._graph_executions[made.id] = made
         return made

@@ -1,2 +1,2 @@
-SELECT (SELECT count(*) FROM accounts), count(*), count(DISTINCT transaction_key), count(*) FILTER (WHERE amount < 0)
+SELECT (SELECT count(*) FROM accounts), count(*), count(DISTINCT (transaction_key, user_id)), count(*) FILTER (WHERE amount < 0)
 FROM ledger

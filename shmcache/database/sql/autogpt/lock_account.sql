@@ -1,0 +1,1 @@
+SELECT "userId" FROM "UserBalance" WHERE "userId" = %(user_id)s FOR NO KEY UPDATE

@@ -1,0 +1,1 @@
+SELECT id FROM "AgentNodeExecution" WHERE id = %(id)s FOR NO KEY UPDATE

@@ -1,0 +1,1 @@
+SELECT transaction_key, owed FROM ledger WHERE transaction_key = ANY (%(keys)s::text[])
