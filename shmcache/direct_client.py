@@ -35,7 +35,7 @@ from shmcache.database.statements import statement
 from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound, ShmcacheError
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import freeze
-from shmcache.identifiers import id_bytes, new_id
+from shmcache.identifiers import id_bytes, id_text, new_id
 from shmcache.records import (
     ALLOWED_FROM,
     FINAL_STATUSES,
@@ -67,6 +67,15 @@ _PLATFORM_NAMES = {
     "AgentGraphExecution": "graph execution",
     "AgentNodeExecution": "node execution",
 }
+
+
+_IDENTIFIERS = ("id", "graph_id", "user_id", "node_id", "graph_exec_id", "node_exec_id", "source_id")
+
+
+def _canonical(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return parameters of a statement with identifiers in the one spelling that tables have. Raises InvalidValue."""
+    named = {name: id_text(id_bytes(given[name])) for name in _IDENTIFIERS if given.get(name) is not None}
+    return {**given, **named}
 
 
 def _json(value: Any) -> str:
@@ -152,11 +161,12 @@ class DirectClient(ExecutionDataClient):
         limit: int | None = None,
     ) -> list[NodeExecution]:
         """See ExecutionDataClient. Blocks."""
-        return self._load(queries.load_node_executions, graph_exec_id, node_id, block_ids, statuses, limit)
+        node = None if node_id is None else id_text(id_bytes(node_id))
+        return self._load(queries.load_node_executions, graph_exec_id, node, block_ids, statuses, limit)
 
     def get_latest_node_execution(self, node_id: str, graph_exec_id: str) -> NodeExecution | None:
         """See ExecutionDataClient. Blocks."""
-        return self._load(queries.load_latest_node_execution, node_id, graph_exec_id)
+        return self._load(queries.load_latest_node_execution, node_id, id_text(id_bytes(graph_exec_id)))
 
     # Executions, written
 
@@ -173,8 +183,6 @@ class DirectClient(ExecutionDataClient):
     ) -> GraphExecution:
         """See ExecutionDataClient. Blocks."""
         identifier = new_id()
-        id_bytes(graph_id)
-        id_bytes(user_id)
         text = None if inputs is None else _json(inputs)
         given = {
             "id": identifier, "graph_id": graph_id, "user_id": user_id, "inputs": text, "time": self._now(),
@@ -206,13 +214,10 @@ class DirectClient(ExecutionDataClient):
             "source_ordinal": source and source.ordinal,
         }
         if node_exec_id is not None:
-            id_bytes(node_exec_id)
             rows = self._run(("give_input_to", {**given, "id": node_exec_id}), ("load_inputs", {"id": node_exec_id}))
             if not rows:
                 raise NotFound("node execution", node_exec_id)
         else:
-            id_bytes(node_id)
-            id_bytes(graph_exec_id)
             place = {"node_id": node_id, "graph_exec_id": graph_exec_id}
             rows = self._run(("lock_node_executions", place), ("give_input", {**given, **place, "new_id": new_id()}))
         return str(rows[0][0]), freeze(rows[0][1])
@@ -236,7 +241,6 @@ class DirectClient(ExecutionDataClient):
             "values": [_json(value) for _, value in values],
             "times": [self._now() for _ in values],
         }
-        id_bytes(node_exec_id)
         this = {"id": node_exec_id}
         rows = self._run(("lock_node_execution", this), ("append_outputs", given), ("load_node_execution", this))
         return self._node_execution(rows, node_exec_id)
@@ -252,7 +256,6 @@ class DirectClient(ExecutionDataClient):
         urgent: bool = True,
     ) -> NodeExecution:
         """See ExecutionDataClient. Blocks."""
-        id_bytes(node_exec_id)
         data = execution_data or {}
         given = {
             "id": node_exec_id,
@@ -278,7 +281,6 @@ class DirectClient(ExecutionDataClient):
         urgent: bool = True,
     ) -> GraphExecution:
         """See ExecutionDataClient. Blocks."""
-        id_bytes(graph_exec_id)
         now = self._now()
         given = {
             "id": graph_exec_id,
@@ -307,7 +309,6 @@ class DirectClient(ExecutionDataClient):
 
     def increment_execution_count(self, user_id: str, node_exec_id: str | None = None) -> int:
         """See ExecutionDataClient. Blocks. An execution that was charged already is not counted again."""
-        id_bytes(user_id)
         rows = self._run(("count_execution", {"user_id": user_id, "node_exec_id": node_exec_id}))
         if not rows:
             raise NotFound("account", user_id)
@@ -332,7 +333,6 @@ class DirectClient(ExecutionDataClient):
 
     def _spend(self, charges: Sequence[Priced], node_exec: NodeExecution | None) -> int:
         user_id = charges[0][1].user_id
-        id_bytes(user_id)
         given = {
             "user_id": user_id,
             "keys": [charge.transaction_key for _, charge in charges],
@@ -470,7 +470,7 @@ class DirectClient(ExecutionDataClient):
 
     def _run(self, *steps: Step, following: Sequence[Step] = ()) -> list[Row]:
         """Run statements in one round trip, as one transaction; return the rows of the last that is not `following`."""
-        all_steps = [*steps, *following]
+        all_steps = [(name, _canonical(given)) for name, given in (*steps, *following)]
 
         def ask(connection: psycopg.Connection[Any]) -> list[Row]:
             if self._transaction is None and len(all_steps) > 1:
@@ -483,8 +483,8 @@ class DirectClient(ExecutionDataClient):
         return self._answer(ask)
 
     def _load(self, query: Callable[..., T], identifier: str, *arguments: Any) -> T:
-        id_bytes(identifier)
-        return self._answer(lambda connection: query(connection, identifier, *arguments))
+        canonical = id_text(id_bytes(identifier))
+        return self._answer(lambda connection: query(connection, canonical, *arguments))
 
     def _answer(self, ask: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Ask the database. Raises what the interface promises; a deadlock outside of a transaction is tried again."""

@@ -72,7 +72,10 @@ def top_up(
             return int(row[0]), False
         if row[0] + amount > MAXIMUM_BALANCE:
             raise InvalidValue(f"{amount} more than {row[0]} is more than an account may hold (2**62)")
-        connection.execute(statement(connection, "top_up"), given)
+        try:
+            connection.execute(statement(connection, "top_up"), given)
+        except psycopg.errors.NumericValueOutOfRange:
+            raise InvalidValue(f"{amount} more than {row[0]} is more than an account may hold there") from None
         pay_debt(connection, user_id)
         after = connection.execute(statement(connection, "lock_balance"), {"user_id": user_id}).fetchone()
         assert after is not None

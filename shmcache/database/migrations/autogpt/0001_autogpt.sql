@@ -108,6 +108,13 @@ RETURN CASE jsonb_typeof(value) WHEN 'object' THEN value ELSE '{}' END;
 
 -- The same things under our own names, for reading. A row of ours in their ledger says so in its metadata; what an
 -- account had when we first saw it is no movement of ours.
+CREATE VIEW graphs AS SELECT id, version, coalesce(name, '') AS name FROM "AgentGraph";
+
+CREATE VIEW nodes AS
+SELECT id, "agentGraphId" AS graph_id, "agentGraphVersion" AS graph_version, "agentBlockId" AS block_id,
+    coalesce(metadata->'shmcache'->>'name', metadata->>'customized_name', id) AS name
+FROM "AgentNode";
+
 CREATE VIEW graph_executions AS
 SELECT g.id, g."agentGraphId" AS graph_id, g."userId" AS user_id, g."executionStatus"::text AS status,
     coalesce(d.inputs, '{}') AS inputs, coalesce(extract(epoch FROM d.created_at), extract(epoch FROM g."createdAt"))

@@ -1,8 +1,8 @@
 WITH given AS (
-    SELECT id, graph_id, user_id, status, inputs::jsonb AS inputs, to_timestamp(created_at) AS created_at,
+    SELECT id::text AS id, graph_id::text AS graph_id, user_id::text AS user_id, status, inputs::jsonb AS inputs, to_timestamp(created_at) AS created_at,
         to_timestamp(started_at) AS started_at, to_timestamp(ended_at) AS ended_at, stats::jsonb AS stats, moves,
         graph_version, preset_id
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[], %s::float8[], %s::float8[],
+    FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::float8[], %s::float8[],
         %s::text[], %s::int[], %s::int[], %s::text[])
         AS given (id, graph_id, user_id, status, inputs, created_at, started_at, ended_at, stats, moves,
             graph_version, preset_id)

@@ -1,7 +1,7 @@
 WITH given AS (
-    SELECT row_id('input', node_execution_id, name) AS id, node_execution_id, name, value::jsonb AS value,
-        to_timestamp(time) AS time, source_execution_id, source_ordinal, is_data
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[], %s::text[], %s::int[], %s::bool[])
+    SELECT row_id('input', node_execution_id::text, name) AS id, node_execution_id::text AS node_execution_id, name, value::jsonb AS value,
+        to_timestamp(time) AS time, source_execution_id::text AS source_execution_id, source_ordinal, is_data
+    FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::float8[], %s::uuid[], %s::int[], %s::bool[])
         AS given (node_execution_id, name, value, time, source_execution_id, source_ordinal, is_data)
 ), source AS (
     INSERT INTO input_sources (input_id, source_execution_id, source_ordinal)

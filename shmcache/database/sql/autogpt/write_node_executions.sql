@@ -1,8 +1,9 @@
 WITH given AS (
-    SELECT id, graph_execution_id, node_id, status, to_timestamp(created_at) AS created_at,
+    SELECT id::text AS id, graph_execution_id::text AS graph_execution_id, node_id::text AS node_id, status,
+        to_timestamp(created_at) AS created_at,
         to_timestamp(queued_at) AS queued_at, to_timestamp(started_at) AS started_at, to_timestamp(ended_at) AS ended_at,
         stats::jsonb AS stats, moves
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
+    FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
         %s::text[], %s::int[])
         AS given (id, graph_execution_id, node_id, status, created_at, queued_at, started_at, ended_at, stats, moves)
 ), newer AS (

@@ -1,7 +1,7 @@
 WITH given AS (
-    SELECT node_execution_id, ordinal, name, value::jsonb AS value,
+    SELECT node_execution_id::text AS node_execution_id, ordinal, name, value::jsonb AS value,
         date_trunc('milliseconds', to_timestamp(time) AT TIME ZONE 'UTC') AS time
-    FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::float8[])
+    FROM unnest(%s::uuid[], %s::int[], %s::text[], %s::text[], %s::float8[])
         AS given (node_execution_id, ordinal, name, value, time)
 ), recorded AS (
     -- When the one before the first of these was; where it is missing, when the last of all was: with room for one.
