@@ -1,0 +1,20 @@
+"""For executors of the AutoGPT Platform: its own calls, over shmcache.
+
+    from shmcache.autogpt import get_db_client
+
+    client = get_db_client()
+    client.get_node_executions(graph_exec_id, statuses=[ExecutionStatus.RUNNING], include_exec_data=False)
+
+With SHMCACHE_SCHEMA=autogpt the rows are those of the platform's own tables. `client.py` has the calls, `results.py`
+what they return, `costs.py` what a run costs.
+"""
+
+from __future__ import annotations
+
+from shmcache.autogpt.client import PlatformClient as PlatformClient
+from shmcache.autogpt.client import get_db_client as get_db_client
+from shmcache.autogpt.results import GraphExecutionResult as GraphExecutionResult
+from shmcache.autogpt.results import Node as Node
+from shmcache.autogpt.results import NodeExecutionResult as NodeExecutionResult
+
+__all__ = ["GraphExecutionResult", "Node", "NodeExecutionResult", "PlatformClient", "get_db_client"]
