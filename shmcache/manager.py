@@ -25,6 +25,7 @@ from shmcache.blocks import get_block
 from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavailable
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import freeze, thaw
+from shmcache.nested_pins import is_nested, put_together, split_pin, take
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -43,6 +44,7 @@ _LINKS_AT_ONCE = 32
 """Links fed in one transaction: bounds its size, whatever a node fans out to."""
 _STEP_LOAD = _LINKS_AT_ONCE + 1
 """Outputs and links in one transaction, where several outputs are at hand at once."""
+_HAS_RUN = (ExecutionStatus.RUNNING, ExecutionStatus.COMPLETED, ExecutionStatus.FAILED)
 _MOST_SHAPES = 50_000
 _TAKE_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
@@ -53,11 +55,14 @@ class Stopped(Exception):
     process's end."""
 
 
-def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+def run_worker(
+    client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int, max_steps: int | None = None
+) -> None:
     """Take work and do it until `should_stop()`; the entry at hand is finished first.
 
-    A node execution whose workers died `max_attempts` times is FAILED."""
-    manager = Manager(client, should_stop, max_attempts)
+    A node execution whose workers died `max_attempts` times is FAILED. A graph execution of which `max_steps` node
+    executions have run runs no other: they end TERMINATED."""
+    manager = Manager(client, should_stop, max_attempts, max_steps)
     while not should_stop():
         work = client.take_work(_TAKE_SECONDS)
         if work is not None:
@@ -68,20 +73,25 @@ def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max
 
 
 class _Shape(NamedTuple):
-    """What the manager asks of a node's links again and again: links by output, linked inputs, static inputs."""
+    """What the manager asks of a node's links again and again: links by output, and by output those that take a place
+    inside its value; linked inputs, static inputs."""
 
     links_from: dict[str, list[Link]]
+    nested_from: dict[str, list[Link]]
     linked: frozenset[str]
     statics: tuple[str, ...]
 
 
 def _shape(node: NodeDefinition) -> _Shape:
     links_from: dict[str, list[Link]] = {}
+    nested_from: dict[str, list[Link]] = {}
     # In the order of the sinks, so that two nodes that feed the same ones lock them in one order.
     for link in sorted(node.output_links, key=lambda link: link.sink_node_id):
         links_from.setdefault(link.source_name, []).append(link)
+        if is_nested(link.source_name):
+            nested_from.setdefault(split_pin(link.source_name)[0], []).append(link)
     statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
-    return _Shape(links_from, frozenset(link.sink_name for link in node.input_links), statics)
+    return _Shape(links_from, nested_from, frozenset(link.sink_name for link in node.input_links), statics)
 
 
 class _Piece(NamedTuple):
@@ -106,8 +116,15 @@ class _Refused(Exception):
 class Manager:
     """Does the work of graph executions through a client."""
 
-    def __init__(self, client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+    def __init__(
+        self,
+        client: ExecutionDataClient,
+        should_stop: Callable[[], bool],
+        max_attempts: int,
+        max_steps: int | None = None,
+    ) -> None:
         self._client = client
+        self._max_steps = max_steps
         self._should_stop = should_stop
         self._max_attempts = max_attempts
         self._shapes: dict[str, _Shape] = {}
@@ -204,7 +221,7 @@ class Manager:
         if execution.status not in (ExecutionStatus.QUEUED, ExecutionStatus.RUNNING):
             self._persist(client.end_work, work, graph_exec.id)
             return
-        if graph_exec.status in FINAL_STATUSES or "error" in graph_exec.stats:
+        if graph_exec.status in FINAL_STATUSES or "error" in graph_exec.stats or self._is_enough(execution):
             self._end(work, execution, ExecutionStatus.TERMINATED)
             return
         try:
@@ -216,7 +233,7 @@ class Manager:
             is_timed_anew = work.attempt > 1 and block.cost.per == "second"
             self._timed_since = time.monotonic() if is_timed_anew else None
             execution = self._begin(execution)
-            inputs = thaw({**node.input_default, **execution.inputs, **node.constants})
+            inputs = thaw(put_together({**node.input_default, **execution.inputs, **node.constants}))
             outputs = block.run(inputs) or ()
             if not isinstance(outputs, list):
                 outputs = iter(outputs)
@@ -235,6 +252,13 @@ class Manager:
                 self._drive(work, execution, node, outputs)
         except _Refused as refused:
             self._fail(work, execution, refused.error, refused.ordinal)
+
+    def _is_enough(self, execution: NodeExecution) -> bool:
+        """Say whether so many of the graph execution's nodes have run that this one is not to."""
+        if self._max_steps is None or execution.status is ExecutionStatus.RUNNING:
+            return False
+        found = self._persist(self._client.get_node_executions, execution.graph_exec_id, None, None, _HAS_RUN)
+        return len(found) >= self._max_steps
 
     def _begin(self, execution: NodeExecution) -> NodeExecution:
         """Move an execution to RUNNING and charge it, in one step."""
@@ -299,7 +323,8 @@ class Manager:
         """Divide outputs, the first of which is the `ordinal`-th, into pieces of at most `_LINKS_AT_ONCE` links.
 
         Raises _Refused for one that is none."""
-        links_from = self._shape_of(node).links_from
+        shape = self._shape_of(node)
+        links_from, nested_from = shape.links_from, shape.nested_from
         for number, output in enumerate(outputs, ordinal):
             try:
                 name, value = output
@@ -309,6 +334,9 @@ class Manager:
                 raise _Refused(number, error) from error
             for begin in range(0, len(links) or 1, _LINKS_AT_ONCE):
                 yield _Piece(number, name, frozen, not begin, links[begin : begin + _LINKS_AT_ONCE])
+            for link in nested_from.get(name, ()) if nested_from else ():
+                for inner in take(frozen, split_pin(link.source_name)[1]):
+                    yield _Piece(number, name, inner, False, (link,))
 
     def _give(
         self, execution: NodeExecution, pieces: Sequence[_Piece], again: bool, ending: Work | None = None

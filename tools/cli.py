@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tools.processes import Processes
     from tools.supervisor import Supervisor
 
+_REPLAY_STEPS = 1_000
+"""A graph's nodes that run at most, where blocks are stood in for: such a block leaves no cycle."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -52,6 +55,11 @@ def cli() -> None:
 @click.option("--direct", is_flag=True, help="Every operation on PostgreSQL: the 'before' of a comparison.")
 @click.option("--time-scale", type=click.FloatRange(0), default=0.0, show_default=True,
               help="Sleep so much of a recorded task's runtime.")  # fmt: skip
+@click.option("--blocks", type=click.Choice(["installed", "replay"]), default="installed", show_default=True,
+              help="replay: stand in for blocks of the AutoGPT Platform that are not installed.")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="Where the values of replayed blocks come from.")
+@click.option("--max-steps", type=click.IntRange(1),
+              help="End a graph's run after so many nodes; 1000 with --blocks replay.")  # fmt: skip
 @click.option("--user", metavar="UUID", help="Whose account is charged; a new one for each run if not given.")
 @click.option("--credits", "opening_balance", type=click.IntRange(0), help="Credits of an account that the run opens.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -64,6 +72,9 @@ def run(
     repeat: int,
     direct: bool,
     time_scale: float,
+    blocks: str,
+    seed: int,
+    max_steps: int | None,
     user: str | None,
     opening_balance: int | None,
     as_json: bool,
@@ -71,7 +82,7 @@ def run(
     """Run graph files to their end; without one, the example that comes with shmcache.
 
     Exit status 0 if every graph completed, 1 if not, 2 if it could not begin."""
-    from shmcache.graphs import example_path, load_graph_file
+    from shmcache.graphs import example_path, load_graph_files
     from shmcache.identifiers import id_bytes
     from tools.run import print_summary, run_graphs
 
@@ -81,8 +92,15 @@ def run(
     )  # fmt: skip
     if user is not None:
         id_bytes(user)
-    graphs = [load_graph_file(path, time_scale=time_scale) for path in files or (example_path(),)]
-    summary, completed = run_graphs(graphs, repeat, user, settings, arena)
+    replay_seed = seed if blocks == "replay" else None
+    graphs = [
+        graph
+        for path in files or (example_path(),)
+        for graph in load_graph_files(path, time_scale=time_scale, replay_seed=replay_seed)
+    ]
+    if max_steps is None and blocks == "replay":
+        max_steps = _REPLAY_STEPS
+    summary, completed = run_graphs(graphs, repeat, user, settings, arena, max_steps)
     if summary:
         print_summary(summary, as_json)
     return 0 if completed else 1

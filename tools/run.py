@@ -131,7 +131,12 @@ class GraphRuns:
 
 
 def run_graphs(
-    graphs: Sequence[LoadedGraph], repeat: int, user_id: str | None, settings: Settings, arena_name: str | None = None
+    graphs: Sequence[LoadedGraph],
+    repeat: int,
+    user_id: str | None,
+    settings: Settings,
+    arena_name: str | None = None,
+    max_steps: int | None = None,
 ) -> tuple[Summary, bool]:
     """Run graphs to their end; return the summary, and whether every graph execution is COMPLETED.
 
@@ -140,7 +145,7 @@ def run_graphs(
     runs = GraphRuns(graphs, repeat, user_id, settings)
 
     def work(should_stop: ShouldStop) -> None:
-        run_worker(get_db_client(), should_stop, settings.max_attempts)
+        run_worker(get_db_client(), should_stop, settings.max_attempts, max_steps)
 
     Supervisor(settings, arena_name or own_arena_name(), Role("worker", work)).run(runs)
     completed = runs.summary.get("graph_executions_by_status", {}).get(ExecutionStatus.COMPLETED, 0)

@@ -29,6 +29,7 @@ _BUILT_IN = {
     "shmcache.output": "shmcache.blocks.flow:Output",
     "shmcache.raise": "shmcache.blocks.flow:Raise",
     "shmcache.regular_expression": "shmcache.blocks.regular_expression:RegularExpression",
+    "shmcache.replay_block": "shmcache.blocks.replaying:ReplayBlock",
     "shmcache.replay_task": "shmcache.blocks.waiting:ReplayTask",
     "shmcache.text_template": "shmcache.blocks.text_template:TextTemplate",
 }

@@ -37,6 +37,7 @@ S = ExecutionStatus
 GRAPH = derived_id("graph", "platform")
 SOURCE, SINK = derived_id(GRAPH, "source"), derived_id(GRAPH, "sink")
 LINK = Link(SOURCE, "value", SINK, "value")
+VALUES: list[Any] = [0, "", None, [], {"a": False}]
 PLACEHOLDER = re.compile(rb"%\((\w+)\)s|%s")
 
 
@@ -88,8 +89,8 @@ def _save_as_the_platform_does(connection: psycopg.Connection[Any], version: int
     )
     for node_id, block, default in ((source, "shmcache.constant", '{"value": 7}'), (sink, "shmcache.output", "{}")):
         connection.execute(
-            'INSERT INTO "AgentNode" (id, "agentBlockId", "agentGraphId", "agentGraphVersion", "constantInput", metadata,'
-            """ "webhookId") VALUES (%s, %s, %s, %s, %s, '{"position": {"x": 1}}', 'hook')""",
+            'INSERT INTO "AgentNode" (id, "agentBlockId", "agentGraphId", "agentGraphVersion", "constantInput",'
+            """ metadata, "webhookId") VALUES (%s, %s, %s, %s, %s, '{"position": {"x": 1}}', 'hook')""",
             (node_id, block, GRAPH, version, default),
         )
     connection.execute(
@@ -166,15 +167,15 @@ def test_a_node_s_life_leaves_the_rows_that_the_platform_reads(
     step = run.node_executions[0].node_exec_id
     client.update_graph_execution_start_time(run.id)
     client.update_node_execution_status(step, S.RUNNING, {"value": 0, "more": []})
-    for value in (0, "", None, [], {"a": False}):
+    for value in VALUES:
         client.upsert_execution_output(step, "value", value)
     client.update_node_execution_status(step, S.COMPLETED, None, {"walltime": 0.0, "error": None})
     assert client.spend_credits(user, 40, {"reason": "Ran it", "node_id": _node(SOURCE)}) == 460
     client.update_graph_execution_stats(run.id, S.COMPLETED, {"cost": 0})
     drain(arena, database_url)
     row = connection.execute(
-        'SELECT "executionStatus"::text, "agentGraphVersion", "agentPresetId", "userId", stats, "startedAt" <= "endedAt"'
-        ' FROM "AgentGraphExecution" WHERE id = %s', (run.id,),
+        'SELECT "executionStatus"::text, "agentGraphVersion", "agentPresetId", "userId", stats,'
+        ' "startedAt" <= "endedAt" FROM "AgentGraphExecution" WHERE id = %s', (run.id,),
     ).fetchone()  # fmt: skip
     assert row == ("COMPLETED", 2, preset, user, {"cost": 0}, True)
     row = connection.execute(
@@ -185,7 +186,7 @@ def test_a_node_s_life_leaves_the_rows_that_the_platform_reads(
         'SELECT name, data, data IS NULL FROM "AgentNodeExecutionInputOutput" WHERE "referencedByOutputExecId" = %s '
         "ORDER BY time", (step,),
     ).fetchall()  # fmt: skip
-    assert rows == [("value", value, False) for value in (0, "", None, [], {"a": False})]
+    assert rows == [("value", value, False) for value in VALUES]
     rows = connection.execute(
         'SELECT amount, type::text, "runningBalance", metadata->>\'reason\', metadata->>\'node_id\' '
         'FROM "CreditTransaction" WHERE "userId" = %s', (user,),

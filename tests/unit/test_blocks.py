@@ -44,7 +44,7 @@ def _priced(cost: Cost, expected_seconds: float = 0.0) -> Block:
 
 def test_all_built_in_blocks_can_be_had_by_their_id() -> None:
     built_in = [block_id for block_id in known_blocks() if block_id.startswith("shmcache.")]
-    assert len(built_in) == 14
+    assert len(built_in) == 15
     for block_id in built_in:
         assert get_block(block_id).id == block_id
         assert get_block(block_id) is get_block(block_id)
