@@ -54,8 +54,9 @@ class Settings(BaseSettings):
         default="auto",
         description="size of the whole segment; auto: a quarter of what /dev/shm has free, from 32 MiB to 256 MiB",
     )
-    mode: Literal["cached", "direct"] = Field(
-        default="cached", description="cached, or direct: every call on PostgreSQL"
+    mode: Literal["cached", "direct", "shadow"] = Field(
+        default="cached",
+        description="cached; direct: every call on PostgreSQL; shadow: direct, and the arena is compared with it",
     )
     decoded_records: int = Field(default=50_000, gt=0, description="records kept decoded in each process")
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")

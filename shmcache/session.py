@@ -58,7 +58,7 @@ def forget() -> None:
 
 
 def get_db_client() -> ExecutionDataClient:
-    """Return this process's client: cached or direct, as its settings say. The first call makes it.
+    """Return this process's client: cached, direct or shadow, as its settings say. The first call makes it.
 
     In a worker that a supervisor forked no set-up is needed; elsewhere SHMCACHE_ARENA and SHMCACHE_DATABASE_URL name
     what to attach to. Raises ArenaMissing, ArenaUnusable, SettingsError."""
@@ -89,6 +89,10 @@ def _make_client() -> ExecutionDataClient:
             settings=settings,
             on_wait=lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS),
         )
+    if settings.mode == "shadow":
+        from shmcache.shadow_client import ShadowClient
+
+        return ShadowClient(arena, database_url, settings)
     return CachedClient(arena, database_url, settings)
 
 

@@ -12,6 +12,7 @@ class WorkQueue:
     """Work that any process attached to the arena can take. See `ExecutionDataClient.put_work` and its neighbours."""
 
     __slots__ = ("_arena",)
+    keeps_records = False
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -32,8 +33,14 @@ class WorkQueue:
         self._arena.count(Counter.NODE_RUNS, work.kind is WorkKind.RUN)
         wanted = Transaction()
         follow = 0 if work.kind is WorkKind.FINISH else WorkKind.FINISH
-        wanted.operations += [
-            Release(id_bytes(work.id), id_bytes(graph_exec_id), follow),
-            Delete(id_bytes(work.id)),
-        ]
+        wanted.operations.append(Release(id_bytes(work.id), id_bytes(graph_exec_id), follow))
+        if not self.keeps_records:
+            wanted.operations.append(Delete(id_bytes(work.id)))
         self._arena.commit(wanted)
+
+
+class SharedWorkQueue(WorkQueue):
+    """The same where the arena has records under the identifiers of the entries: they stay."""
+
+    __slots__ = ()
+    keeps_records = True

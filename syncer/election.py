@@ -114,5 +114,5 @@ def _signal_pipe() -> Iterator[int]:
 
 def remove_locks(state_dir: Path, arena_name: str) -> None:
     """Remove the lock files of an arena that is gone. Who waits for one of them looks at a new file from then on."""
-    for role in ROLES:
+    for role in (*ROLES, "shadow"):
         (state_dir / "locks" / f"{arena_name}.{role}.lock").unlink(missing_ok=True)

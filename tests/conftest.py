@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills", type=int, default=10, help="how many leaders the kill run of the syncer kills (the long run: 200)"
     )
     parser.addoption(
+        "--shadow-runs", type=int, default=20, help="how many random graphs run in shadow mode (the long run: 1000)"
+    )
+    parser.addoption(
         "--tables", choices=get_args(TableSet), default="shmcache", help="whose tables the tests' databases have"
     )
 

@@ -128,6 +128,9 @@ class GraphRuns:
             "leader_changes": max(0, supervisor.counters["leaders"] - 1),
             "worker_restarts": supervisor.worker_restarts,
         }
+        if self._settings.mode == "shadow":
+            self.summary["calls_compared"] = supervisor.counters["shadow_compared"]
+            self.summary["differences"] = supervisor.counters["shadow_differences"]
 
 
 def run_graphs(
@@ -138,7 +141,7 @@ def run_graphs(
     arena_name: str | None = None,
     max_steps: int | None = None,
 ) -> tuple[Summary, bool]:
-    """Run graphs to their end; return the summary, and whether every graph execution is COMPLETED.
+    """Run graphs to their end; return the summary, and whether every graph execution is COMPLETED and nothing differed.
 
     The arena is one of this run's own, also if it is given a name. The summary is empty where the run was left at
     once. Raises ShmcacheError where it cannot start."""
@@ -149,7 +152,8 @@ def run_graphs(
 
     Supervisor(settings, arena_name or own_arena_name(), Role("worker", work)).run(runs)
     completed = runs.summary.get("graph_executions_by_status", {}).get(ExecutionStatus.COMPLETED, 0)
-    return runs.summary, bool(runs.summary) and completed == len(graphs) * repeat
+    is_good = completed == len(graphs) * repeat and not runs.summary.get("differences")
+    return runs.summary, bool(runs.summary) and is_good
 
 
 def print_summary(summary: Summary, as_json: bool) -> None:

@@ -198,7 +198,7 @@ class Supervisor:
         self.finished_at = time.monotonic()
         processes.stop("worker", "syncer", "charger", "callbacks")
         self._loop(processes, job, lambda: not processes.count(), self._signals.wait)
-        if work_left and settings.mode == "direct":
+        if work_left and settings.mode != "cached":
             return drain(arena, self.database_url, settings, lambda: not self._signals.is_empty)
         return not unsynced(arena)
 

@@ -64,6 +64,8 @@ class Counter(IntEnum):
     CHARGES_SETTLED = 16
     POOL_REPLACED = 17
     DECODED_HITS = 18
+    SHADOW_COMPARED = 46
+    SHADOW_DIFFERENCES = 47
 
 
 class Process(NamedTuple):
