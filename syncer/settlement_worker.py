@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import msgpack
@@ -51,8 +52,30 @@ class Settled(NamedTuple):
     shortfalls: list[Shortfall]
 
 
-def start(database_url: str, charger_pid: int) -> None:
-    """Prepare a process of the pool: it dies with the charger, and leaves signals of the terminal to the supervisor."""
+def serve(pipe: Connection, database_url: str, charger_pid: int) -> None:
+    """Be a process of the pool: settle what comes through a pipe, answer, until it ends.
+
+    It dies with the charger, and leaves signals of the terminal to the supervisor."""
+    _start(database_url, charger_pid)
+    while True:
+        try:
+            partition = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: Settled | Exception
+        try:
+            answer = settle_partition(partition)
+        except Exception as error:  # whatever it is, it is the charger's to decide about
+            answer = error
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+        except Exception as error:  # one that cannot be pickled
+            pipe.send(RuntimeError(f"{type(answer).__name__}: {answer} ({error})"))
+
+
+def _start(database_url: str, charger_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     setproctitle("shmcache: pool")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
