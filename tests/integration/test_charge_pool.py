@@ -138,6 +138,19 @@ def test_charges_are_settled_by_the_pool_each_users_in_order(
     assert arena.counter_totals()["charges_settled"] == 800
 
 
+def test_neither_charger_nor_pool_has_anything_in_shared_memory_but_the_arena(
+    arena: Arena, users: list[str], start_charger: Callable[..., psutil.Process]
+) -> None:
+    """A charger may be killed at any instant, and who is to remove its semaphores with it."""
+    charger = start_charger()
+    pool = pool_of(charger)
+    charge(arena, users, 0, 10)
+    settle_all(arena)
+    for process, expected in ((charger, 1), (pool[0], 0), (pool[1], 0)):
+        mapped = {each.path for each in process.memory_maps()}
+        assert len([path for path in mapped if path.startswith("/dev/shm/")]) == expected
+
+
 def test_killed_pool_processes_are_replaced_and_nothing_is_charged_twice(
     arena: Arena, users: list[str], database_url: str, start_charger: Callable[..., psutil.Process]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a chaos run stands on: a small disk, a small /dev/shm, a clock of its own; each said to be impossible where it is.
+"""What a chaos run stands on: a small disk, a small /dev/shm, a clock of its own, or why there is none.
 
 Nothing of it reaches beyond the run: the mounts are in a mount namespace of this process, and the clock that steps is
 that of the program under fire alone, which reads it through a few lines of C in its way (LD_PRELOAD).

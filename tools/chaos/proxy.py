@@ -160,9 +160,7 @@ class Proxy:
                 return
             if events & selectors.EVENT_WRITE:
                 self._tell(side)
-            if side.has_ended and not side.peer.kept:
-                self._drop(client, reset=False)
-            elif side.peer.has_ended and not side.kept:
+            if (side.has_ended and not side.peer.kept) or (side.peer.has_ended and not side.kept):
                 self._drop(client, reset=False)
         except BlockingIOError:
             return
