@@ -3,7 +3,7 @@
     1  read      entries behind the head                                          death: nothing had happened
     2  settle    the pool's processes, each for its part of the users (so that    death of one: the pool is replaced and
                  one user's charges stay in order and nobody waits for a row),    the batch tried again; what was
-                 one transaction each                                             settled is known by its key
+                 one transaction each; until they are up, the charger itself      settled is known by its key
     3  confirm   checkpoint and epoch, in the charger's own connection; there     death: as above
                  too what the accounts can spend now
     4  tell      graph executions whose charges could not be paid                 death: told again, the same
@@ -41,6 +41,7 @@ from shmcache.database.bookkeeping import Checkpoint, move_checkpoint
 from shmcache.database.settlement import OpenHold, Shortfall, load_open_holds
 from shmcache.errors import ArenaFull, Fenced, InvalidValue, NotFound, Unavailable
 from shmcache.identifiers import id_bytes, id_text
+from syncer import settlement_worker
 from syncer.account_changes import AccountChanges
 from syncer.callbacks import Callbacks
 from syncer.charge_batch import Batch
@@ -117,6 +118,7 @@ class ChargePool(RingConsumer):
             self._client.close()
             self._client = None
         self._end_pool()
+        settlement_worker.leave()
         super()._let_go()
 
     # A batch
@@ -165,9 +167,14 @@ class ChargePool(RingConsumer):
             Partition(self._arena.arena_id, self._ring.name, self._settings.low_balance, items)
             for items in batch.partitions.values()
         ]
-        pool.send(partitions, self._hang_seconds)
-        # step: dispatched
-        parts = pool.receive()
+        if pool.is_ready():
+            settlement_worker.leave()
+            pool.send(partitions, self._hang_seconds)
+            # step: dispatched
+            parts = pool.receive()
+        else:  # room on the ring does not wait for that
+            settlement_worker.use(self._database_url)
+            parts = [settlement_worker.settle_partition(each) for each in partitions]
         return Settled(sum(part.refused for part in parts), [each for part in parts for each in part.shortfalls])
 
     def _tell(self, shortfalls: Sequence[Shortfall]) -> None:

@@ -3,6 +3,7 @@
 `concurrent.futures` would do the same with named semaphores in /dev/shm: a charger that is killed in the moment between
 making one and telling the resource tracker of it leaves it there for ever, and where /dev/shm is full there is no pool.
 
+    0  is_ready  each process has said that it is there               death: the pipe ends, PoolBroken
     1  send      each process gets its partition                       death, stop: no more is sent than the pipe takes
     2  receive   each answers with what came of it, or with the error  death: the pipe ends, PoolBroken
                                                                        stop: TimeoutError
@@ -40,6 +41,7 @@ class SettlementPool:
         context = get_context("spawn")
         self._processes = []
         self._pipes: list[Connection] = []
+        self._unheard: list[Connection] = []
         self._asked: list[Connection] = []
         self._deadline = 0.0
         with _nameless_main_module():
@@ -52,6 +54,16 @@ class SettlementPool:
                 there.close()  # so that the pipe ends when the process does
                 self._processes.append(process)
                 self._pipes.append(here)
+        self._unheard.extend(self._pipes)
+
+    def is_ready(self) -> bool:
+        """Say whether all processes are up, which takes each the time to import what it needs. Raises PoolBroken."""
+        self._deadline = time.monotonic()
+        for pipe in [each for each in self._unheard if each.poll(0)]:
+            with self._limited(pipe):
+                pipe.recv()
+            self._unheard.remove(pipe)
+        return not self._unheard
 
     def send(self, partitions: Sequence[Partition], timeout_seconds: float) -> None:
         """Give each partition to a process of its own, to be settled within so long.

@@ -53,10 +53,12 @@ class Settled(NamedTuple):
 
 
 def serve(pipe: Connection, database_url: str, charger_pid: int) -> None:
-    """Be a process of the pool: settle what comes through a pipe, answer, until it ends.
+    """Be a process of the pool: say that it is there, settle what comes through a pipe, answer, until it ends.
 
     It dies with the charger, and leaves signals of the terminal to the supervisor."""
     _start(database_url, charger_pid)
+    pipe.send(None)
+    setproctitle("shmcache: pool")
     while True:
         try:
             partition = pipe.recv()
@@ -77,7 +79,6 @@ def serve(pipe: Connection, database_url: str, charger_pid: int) -> None:
 
 def _start(database_url: str, charger_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    setproctitle("shmcache: pool")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != charger_pid:
         os._exit(1)
@@ -86,10 +87,16 @@ def _start(database_url: str, charger_pid: int) -> None:
 
 def use(database_url: str) -> None:
     """Say where this process settles."""
-    global _connection, _database_url
+    global _database_url  # noqa: PLW0603
+    _database_url = database_url
+
+
+def leave() -> None:
+    """Close the connection that this process settles by, if it has one."""
+    global _connection  # noqa: PLW0603
     if _connection is not None:
         _connection.close()
-    _connection, _database_url = None, database_url
+    _connection = None
 
 
 def settle_partition(partition: Partition) -> Settled:

@@ -22,7 +22,9 @@ from shmcache.database import queries
 from shmcache.database.connection import connect
 from shmcache.identifiers import new_id
 from shmcache.writes import Charge, ChargeKind
+from syncer import settlement_worker
 from syncer.charge_pool import ChargePool
+from syncer.settlement_pool import SettlementPool
 
 _FORK = multiprocessing.get_context("fork")
 OPENING = 1_000_000
@@ -220,6 +222,17 @@ def test_a_pool_that_hangs_is_replaced(
     settle_all(arena)
     assert_settled_once(database_url, users, 80)
     assert arena.counter_totals()["pool_replaced"] >= 1
+
+
+def test_charges_do_not_wait_for_the_pool_to_come_up(
+    arena: Arena, users: list[str], database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SettlementPool, "is_ready", lambda _: False)
+    monkeypatch.setattr(SettlementPool, "send", None)
+    charge(arena, users, 0, 80)
+    ChargePool(arena, database_url, settings).run_once()
+    assert_settled_once(database_url, users, 80)
+    assert settlement_worker._connection is None, "it has none longer than it leads"
 
 
 def test_what_an_account_cannot_bear_is_owed_and_the_others_are_settled(
