@@ -20,6 +20,7 @@ from shmcache.config import Settings
 from shmcache.database.accounts import check_amount, check_key
 from shmcache.errors import BlockError, InvalidValue, NotFound, UnknownBlock
 from shmcache.identifiers import new_id
+from shmcache.nested_pins import put_together
 from shmcache.records import NodeDefinition, NodeExecution
 from shmcache.writes import Charge, ChargeKind
 
@@ -82,11 +83,12 @@ class ChargeManager:
     def charges_for(self, node_exec: NodeExecution, execution_count: int) -> list[Priced]:
         """Return the charges for an execution: the block's price, which may be 0, and the fee where it is due."""
         block = get_block(node_exec.block_id)
-        if block.cost.per == "run":
-            price = self._charge(node_exec, BLOCK, charge_for(block, {}), execution_count)
+        inputs = self._inputs(node_exec) if block.costs or block.cost.per != "run" else {}
+        if block.cost_of(inputs).per == "run":
+            price = self._charge(node_exec, BLOCK, charge_for(block, inputs), execution_count)
             charges = [(ChargeKind.CHARGE, price)]
         else:
-            estimate = charge_for(block, self._inputs(node_exec))
+            estimate = charge_for(block, inputs)
             held = self._charge(node_exec, BLOCK, estimate, execution_count)._replace(owner_pid=os.getpid())
             charges = [(ChargeKind.HOLD, held)]
         if self._settings.execution_fee and execution_count % self._settings.execution_fee_every == 0:
@@ -103,14 +105,15 @@ class ChargeManager:
             return ChargeKind.VOID, self._charge(node_exec, BLOCK, 0, 0)
         try:
             block = get_block(node_exec.block_id)
-            amount = held if block.cost.per == "run" else final_charge(block, self._inputs(node_exec), node_exec)
+            inputs = self._inputs(node_exec)
+            amount = held if block.cost_of(inputs).per == "run" else final_charge(block, inputs, node_exec)
         except (UnknownBlock, BlockError, NotFound):
             amount = held
         return ChargeKind.SETTLE, self._charge(node_exec, BLOCK, amount if most is None else min(most, amount), 0)
 
     def _inputs(self, node_exec: NodeExecution) -> Mapping[str, Any]:
         node = self._get_node(node_exec.node_id)
-        return {**node.input_default, **node_exec.inputs, **node.constants}
+        return put_together({**node.input_default, **node_exec.inputs, **node.constants})
 
     def _charge(self, node_exec: NodeExecution, reason: str, amount: int, execution_count: int) -> Charge:
         return Charge(

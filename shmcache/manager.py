@@ -231,7 +231,7 @@ class Manager:
             block = get_block(node.block_id)
             # What is paid by the second is timed here: neither a clock that is set nor the time since the start of an
             # attempt whose worker died is the user's to pay.
-            self._timed_since = time.monotonic() if block.cost.per == "second" else None
+            self._timed_since = time.monotonic() if block.may_cost_per("second") else None
             execution = self._begin(execution)
             inputs = thaw(put_together({**node.input_default, **execution.inputs, **node.constants}))
             outputs = block.run(inputs) or ()

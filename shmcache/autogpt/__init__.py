@@ -13,8 +13,13 @@ from __future__ import annotations
 
 from shmcache.autogpt.client import PlatformClient as PlatformClient
 from shmcache.autogpt.client import get_db_client as get_db_client
+from shmcache.autogpt.costs import block_usage_cost as block_usage_cost
+from shmcache.autogpt.costs import execution_usage_cost as execution_usage_cost
 from shmcache.autogpt.results import GraphExecutionResult as GraphExecutionResult
 from shmcache.autogpt.results import Node as Node
 from shmcache.autogpt.results import NodeExecutionResult as NodeExecutionResult
 
-__all__ = ["GraphExecutionResult", "Node", "NodeExecutionResult", "PlatformClient", "get_db_client"]
+__all__ = [
+    "GraphExecutionResult", "Node", "NodeExecutionResult", "PlatformClient", "block_usage_cost", "execution_usage_cost",
+    "get_db_client",
+]  # fmt: skip

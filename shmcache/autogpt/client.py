@@ -167,9 +167,11 @@ class PlatformClient:
 
     # Credits
 
-    def spend_credits(self, user_id: str, cost: int, metadata: Any = None) -> int:
-        """Charge a user; return the balance left. Raises InsufficientBalanceError, and then nothing is charged."""
-        return self.client.spend_credits(user_id, cost, _plain(metadata))
+    def spend_credits(self, user_id: str, cost: int, metadata: Any = None, transaction_key: str | None = None) -> int:
+        """Charge a user; return the balance left. Raises InsufficientBalanceError, and then nothing is charged.
+
+        Asking again with the same `transaction_key` charges nothing more."""
+        return self.client.spend_credits(user_id, cost, _plain(metadata), transaction_key)
 
     def get_credits(self, user_id: str) -> int:
         """Return what a user has left. Raises NotFound."""
@@ -178,6 +180,14 @@ class PlatformClient:
     def increment_execution_count(self, user_id: str) -> int:
         """Count one more execution for a user; return the count after it. Raises NotFound."""
         return self.client.increment_execution_count(user_id)
+
+    # Durability
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        """Return when all that this process wrote is committed in PostgreSQL: before a message is acknowledged.
+
+        Raises FlushTimeout."""
+        self.client.flush(timeout_seconds)
 
     def _result(self, execution: NodeExecution, *, with_data: bool = True) -> NodeExecutionResult:
         graph_exec = self.client.get_graph_execution(execution.graph_exec_id)

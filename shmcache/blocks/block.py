@@ -25,6 +25,19 @@ class Cost(NamedTuple):
 
     amount: int
     per: Literal["run", "second", "byte"]
+    filter: Mapping[str, Any] | None = None
+    """Inputs that this is the price for; None is for all. What is falsy here must be falsy or absent there; an object
+    is a filter on the object there."""
+
+    def is_for(self, inputs: Inputs) -> bool:
+        """Say whether this is the price of a run with these inputs."""
+        return self.filter is None or _matches(self.filter, inputs)
+
+
+def _matches(wanted: Any, given: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(given, Mapping):
+        return all(_matches(value, given.get(name)) for name, value in wanted.items())
+    return bool(wanted == given or (not wanted and not given))
 
 
 class Block(ABC):
@@ -43,6 +56,9 @@ class Block(ABC):
 
     cost: ClassVar[Cost] = Cost(1, "run")
 
+    costs: ClassVar[tuple[Cost, ...]] = ()
+    """Prices that depend on the inputs: the first one that is for them. With none of them, `cost`."""
+
     @abstractmethod
     def run(self, inputs: Inputs) -> Outputs:
         """Do the work; yield (output name, value) pairs, or return a list of them.
@@ -50,6 +66,17 @@ class Block(ABC):
         Values are JSON: text, numbers, booleans, None, lists, dicts. The caller hands in a deep copy of the node's
         values (`shmcache.frozen.thaw`), so a block may change them. Whatever it raises fails the node's execution;
         built-in blocks raise BlockError."""
+
+    def may_cost_per(self, per: str) -> bool:
+        """Say whether one of its prices is per run, second or byte."""
+        return any(cost.per == per for cost in (self.cost, *self.costs))
+
+    def cost_of(self, inputs: Inputs) -> Cost:
+        """Return the price of a run with these inputs."""
+        for cost in self.costs:
+            if cost.is_for(inputs):
+                return cost
+        return self.cost
 
     def seconds(self, inputs: Inputs) -> float:  # noqa: ARG002
         """Return how many seconds a run with these inputs is expected to take: what a price per second holds.

@@ -117,7 +117,7 @@ def _problem_with(block_class: Any) -> str | None:
     for names in (block_class.inputs, block_class.outputs):
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             return "its inputs and outputs must be tuples of names"
-    cost = block_class.cost
-    if not isinstance(cost, Cost) or type(cost.amount) is not int or cost.per not in ("run", "second", "byte"):
-        return "its cost must be a Cost of a whole number per run, second or byte"
+    for cost in (block_class.cost, *block_class.costs):
+        if not isinstance(cost, Cost) or type(cost.amount) is not int or cost.per not in ("run", "second", "byte"):
+            return "its cost must be a Cost of a whole number per run, second or byte"
     return None

@@ -1,4 +1,4 @@
-"""Small graphs made at random, from a seed: repeated outputs, static and nested links, joins, cycles, prices, errors."""
+"""Small graphs made at random, from a seed: repeated outputs, static and nested links, joins, cycles, prices."""
 
 from __future__ import annotations
 

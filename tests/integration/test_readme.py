@@ -7,10 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from shmcache.arena import list_arenas
 from shmcache.config import Settings, setting_name
+from shmcache.database.connection import connect
+from shmcache.identifiers import new_id
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +56,37 @@ def test_the_worker_example_runs_as_it_is_printed(database_url: str, tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(printed[1]) == 2
+
+
+@pytest.mark.parametrize("table_set", ["autogpt"])
+def test_the_platform_s_executor_runs_as_it_is_printed(new_database_url: Callable[[], str], tmp_path: Path) -> None:
+    code = re.search(r"```python\n# executor.py\n(.*?)```", README, re.DOTALL)
+    command = re.search(r"`shmcache (supervise executor:work --workers )4`", README)
+    assert code is not None
+    assert command is not None
+    (tmp_path / "executor.py").write_text(code[1])
+    url, graph, node, user = new_database_url(), new_id(), new_id(), new_id()
+    with connect(url, application_name="platform") as connection:
+        connection.execute('INSERT INTO "AgentGraph" (id, "userId") VALUES (%s, %s)', (graph, user))
+        connection.execute(
+            'INSERT INTO "AgentNode" (id, "agentBlockId", "agentGraphId") VALUES (%s, %s, %s)', (node, new_id(), graph)
+        )
+        connection.execute('INSERT INTO "UserBalance" VALUES (%s, 100, now())', (user,))
+    plain = re.sub(r" options='[^']*'", "", url)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cli", *command[1].split(), "1", "--arena", f"readme-platform-{os.getpid()}"],
+        cwd=tmp_path,
+        env={
+            **os.environ, "PYTHONPATH": str(ROOT), "SHMCACHE_DATABASE_URL": plain, "SHMCACHE_SCHEMA": "autogpt",
+            "SHMCACHE_STATE_DIR": str(tmp_path), "GRAPH_ID": graph, "NODE_ID": node, "USER_ID": user,
+        },
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'result': [42]} 95"
+    with connect(url, application_name="test") as connection:
+        row = connection.execute('SELECT balance FROM "UserBalance" WHERE "userId" = %s', (user,)).fetchone()
+    assert row == (95,)
 
 
 def test_the_shared_dict_example_prints_what_it_says(tmp_path: Path) -> None:

@@ -12,14 +12,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GRAPH = ROOT / "tests" / "graphs" / "diamond.wfformat.json"
+PLATFORM = ("--platform-tables", ROOT / "tests" / "platform_tables.sql")
 KILLS = os.environ.get("CHAOS_KILLS", "12")
 SEED = os.environ.get("CHAOS_SEED", "4")
 
 
 @pytest.mark.timeout(900)
-def test_a_chaos_run_loses_doubles_and_leaves_behind_nothing() -> None:
+@pytest.mark.parametrize(
+    "tables", [(), ("--platform-tables", ROOT / "tests" / "platform_tables.sql")], ids=["own", "platform"]
+)
+def test_a_chaos_run_loses_doubles_and_leaves_behind_nothing(tables: tuple[str | Path, ...]) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "tools.cli", "chaos", "--kills", KILLS, "--seed", SEED, "--files", GRAPH, "--json"],
+        [
+            sys.executable, "-m", "tools.cli", "chaos", "--kills", KILLS, "--seed", SEED, "--files", GRAPH, "--json",
+            *tables,
+        ],
         cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "SHMCACHE_STATE_DIR": ""},
     )  # fmt: skip
     assert ran.returncode in (0, 1), ran.stderr

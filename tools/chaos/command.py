@@ -23,6 +23,8 @@ _DEFAULT_KILLS = 50
 @click.argument("more_files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
 @click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
+@click.option("--platform-tables", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="On the AutoGPT Platform's tables, which this SQL file makes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
 @click.option("--keep", is_flag=True, help="Keep journals, segment and log, even if nothing is wrong.")
 @click.option("--schedule", "only_schedule", is_flag=True, help="Print the first --kills events only.")
@@ -35,6 +37,7 @@ def chaos(
     more_files: tuple[Path, ...],
     workers: int,
     arena_size: str,
+    platform_tables: Path | None,
     as_json: bool,
     keep: bool,
     only_schedule: bool,
@@ -63,7 +66,10 @@ def chaos(
             click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
 
     graphs = (*files, *more_files) or (example_path(),)
-    outcome = run_chaos(seed, chosen, Limits(kills, minutes), graphs, workers, arena_size, say, keep=keep)
+    outcome = run_chaos(
+        seed, chosen, Limits(kills, minutes), graphs, workers, arena_size, say,
+        keep=keep, platform_tables=platform_tables,
+    )  # fmt: skip
     say("")
     print_outcome(outcome, seed, as_json)
     return 0 if outcome.passed else 1

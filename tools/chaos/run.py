@@ -19,7 +19,7 @@ import psutil
 import psycopg
 
 from shmcache.arena import list_arenas, segment_path, unlink_segment
-from shmcache.database.connection import connect
+from shmcache.database.connection import connect, with_table_set
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
 from shmcache.errors import DatabaseUnavailable, GraphFileError, ShmcacheError
@@ -37,7 +37,8 @@ _MOST_BEHIND_SECONDS = 1.0
 """A schedule that is behind (a server took its time to start) does not make up for it all at once."""
 _END_SECONDS = 300.0
 _BEFORE_STALL_SECONDS = 2.0
-_RICH, _POOR = 10**12, 2_000
+_RICH, _POOR = 2 * 10**9, 2_000
+"""What accounts begin with; the platform's columns hold 32 bits."""
 _RICH_USERS = 3
 
 
@@ -83,15 +84,18 @@ def run_chaos(
     say: Callable[[str], None],
     *,
     keep: bool = False,
+    platform_tables: Path | None = None,
 ) -> Outcome:
     """Make a run. `say` is told what happens; `keep` says to keep everything even if nothing is wrong.
+
+    `platform_tables` is an SQL file that makes the AutoGPT Platform's tables, to run on those.
 
     Raises ChaosError, DatabaseUnavailable, GraphFileError."""
     directory = Path(tempfile.mkdtemp(prefix="shmcache-chaos-"))
     ground = Ground(directory)
     kept = None
     try:
-        run = _Run(directory, ground, faults, files, workers, arena_size, say)
+        run = _Run(directory, ground, faults, files, workers, arena_size, say, platform_tables)
         outcome = run.through(schedule(seed, faults), limits)
         if keep or not outcome.passed:
             kept = str(directory)
@@ -120,7 +124,10 @@ class _Run:
         workers: int,
         arena_size: str,
         say: Callable[[str], None],
+        platform_tables: Path | None,
     ) -> None:
+        self._platform_tables = platform_tables
+        self._outputs = "node_execution_outputs"
         self._directory = directory
         ground.prepare(list(faults))
         self._ground = ground
@@ -148,7 +155,12 @@ class _Run:
         with ExitStack() as stack:
             self._say("starting PostgreSQL")
             server = stack.enter_context(EmbeddedServer.start(self._state_dir))
+            if self._platform_tables is not None:
+                server.url = with_table_set(server.url, "autogpt")
+                self._outputs = '"AgentNodeExecutionInputOutput"'
             with connect(server.url, application_name="shmcache chaos") as connection:
+                if self._platform_tables is not None:
+                    connection.execute(self._platform_tables.read_bytes())
                 migrate(connection)
                 self._move_outputs(connection)
             proxy = stack.enter_context(Proxy(server.url))
@@ -170,7 +182,7 @@ class _Run:
                     skipped, found, _before(found.stall, faults), left, self._samples.growth(), None,
                 )  # fmt: skip
                 if not outcome.passed and self._ground.disk is not None:
-                    connection.execute("ALTER TABLE node_execution_outputs SET TABLESPACE pg_default")  # it is kept
+                    connection.execute(f"ALTER TABLE {self._outputs} SET TABLESPACE pg_default")  # it is kept
             return outcome
 
     def _move_outputs(self, connection: psycopg.Connection[object]) -> None:
@@ -180,7 +192,7 @@ class _Run:
             space.mkdir()
             shutil.chown(space, psutil.Process(_postmaster(self._state_dir)).uids().effective)
             connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
-            connection.execute("ALTER TABLE node_execution_outputs SET TABLESPACE small")
+            connection.execute(f"ALTER TABLE {self._outputs} SET TABLESPACE small")
 
     def _start(self, faults: Faults) -> None:
         """Start the program under fire, or start it again."""
