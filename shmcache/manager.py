@@ -70,6 +70,7 @@ def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max
 class _Shape(NamedTuple):
     """What the manager asks of a node's links again and again: links by output, linked inputs, static inputs."""
 
+    node: NodeDefinition
     links_from: dict[str, list[Link]]
     linked: frozenset[str]
     statics: tuple[str, ...]
@@ -81,7 +82,7 @@ def _shape(node: NodeDefinition) -> _Shape:
     for link in sorted(node.output_links, key=lambda link: link.sink_node_id):
         links_from.setdefault(link.source_name, []).append(link)
     statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
-    return _Shape(links_from, frozenset(link.sink_name for link in node.input_links), statics)
+    return _Shape(node, links_from, frozenset(link.sink_name for link in node.input_links), statics)
 
 
 class _Piece(NamedTuple):
@@ -388,7 +389,7 @@ class Manager:
 
     def _shape_of(self, node: NodeDefinition) -> _Shape:
         shape = self._shapes.get(node.id)
-        if shape is None:
+        if shape is None or shape.node is not node:  # a definition that was changed is another object
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
             shape = self._shapes[node.id] = _shape(node)

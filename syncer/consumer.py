@@ -78,6 +78,7 @@ class RingConsumer(ABC):
         self._outage_logged_at = 0.0
         self._give_up_at: float | None = None
         self._abandon: ShouldStop = lambda: False
+        self._is_staying = True
         self.on_batch: Callable[[], None] | None = None
         """Called after each batch that is in the database."""
 
@@ -101,6 +102,7 @@ class RingConsumer(ABC):
 
         Where the database stays away, the rest stays on the ring."""
         self._abandon = should_stop
+        self._is_staying = False
         candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
         if candidate.wait(should_stop):
             try:

@@ -28,6 +28,7 @@ from shmcache.database.bookkeeping import CheckpointMove
 from shmcache.database.connection import sync_pipeline
 from shmcache.writes import Write, WriteKind
 from syncer.consumer import RingConsumer
+from syncer.definition_changes import DefinitionChanges
 from syncer.entries import read_write
 from syncer.refusals import is_refusal, write_around_refusals
 
@@ -75,13 +76,22 @@ class SyncManager(RingConsumer):
             interval_seconds=settings.sync_interval, batch_entries=_BATCH_ENTRIES, batch_bytes=_BATCH_BYTES,
         )  # fmt: skip
         self._ahead: _Batch | None = None
+        self._definitions: DefinitionChanges | None = None
 
     def _begin(self) -> None:
         logger.info("Sync manager started")
         self._arena.count(Counter.LEADERS)
+        if self._is_staying:
+            self._definitions = DefinitionChanges(self._arena, self._database_url, self._settings.definition_interval)
 
     def _end(self) -> None:
         logger.info("Sync manager stopped")
+
+    def _let_go(self) -> None:
+        if self._definitions is not None:
+            self._definitions.stop()
+            self._definitions = None
+        super()._let_go()
 
     def _take(self, after: int) -> _Batch:
         batch, self._ahead = self._ahead, None
