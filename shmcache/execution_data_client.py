@@ -301,6 +301,13 @@ class ExecutionDataClient(ABC):
         0 if there is nothing to wait for. Any process of the host may wait for it. Charges go another way: `durable`
         and `charge_usage(async_mode=False)` wait for them, and `flush`."""
 
+    @property
+    def watermark(self) -> str:
+        """What this thread wrote last, on either ring, as a text for `shmcache.reader.Reader.wait_for` on any machine.
+
+        Empty where there is nothing to wait for."""
+        return ""
+
     @abstractmethod
     def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:
         """Return when everything up to `sequence` on the write ring is committed in PostgreSQL. Blocks.

@@ -26,7 +26,7 @@ from shmcache.errors import ArenaFull, NotFound
 from shmcache.frozen import FrozenDict, FrozenList
 from shmcache.identifiers import derived_id, id_bytes, id_text
 from shmcache.pending import Pending
-from shmcache.records import ExecutionStatus, GraphExecution, InputSource, NodeExecution
+from shmcache.records import ExecutionStatus, Graph, GraphExecution, InputSource, NodeDefinition, NodeExecution
 from shmcache.simple_cache import SimpleExecutorCache
 
 R = TypeVar("R", bound=Record)
@@ -84,9 +84,8 @@ class RecordStore:
 
     def _load_definition(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
         loaded = self._definitions.load(lambda: self._backing.load(query, identifier))
-        found = (
-            next((each for each in (loaded.graph, *loaded.nodes) if each.id == identifier), None) if loaded else None
-        )
+        records: Iterable[Graph | NodeDefinition] = () if loaded is None else loaded.records()
+        found = next((each for each in records if each.id == identifier), None)
         if not isinstance(found, kind):
             raise NotFound(name, identifier)
         return found

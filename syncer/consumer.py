@@ -132,6 +132,10 @@ class RingConsumer(ABC):
         self._ring.advance(begun.sequence)
         return begun.sequence
 
+    def _next_look_seconds(self) -> float:
+        """Return how long to wait for being asked to drain."""
+        return self._interval_seconds
+
     def _look_around(self) -> bool:
         """Do what else there is to do once a turn; return whether it put something on the ring."""
         return False
@@ -177,7 +181,7 @@ class RingConsumer(ABC):
                     sequence = self._drain(sequence, begun.epoch, should_stop)
                 if stopping:
                     break
-                self._ring.wait_for_drain(self._interval_seconds, should_stop)
+                self._ring.wait_for_drain(self._next_look_seconds(), should_stop)
         self._end()
 
     def _begin_epoch(self, should_stop: ShouldStop) -> Checkpoint | None:

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
+import psycopg
 from psycopg import Rollback
 
 from shmcache.arena import Arena, Counter, Entry
@@ -26,8 +27,9 @@ from shmcache.config import Settings
 from shmcache.database.batches import PreparedStatement, prepare_batch, send_batch, write_batch
 from shmcache.database.bookkeeping import CheckpointMove
 from shmcache.database.connection import sync_pipeline
-from shmcache.writes import Write, WriteKind
-from syncer.consumer import RingConsumer
+from shmcache.writes import GraphExecutionWrite, Write, WriteKind
+from syncer.announcer import Announcer
+from syncer.consumer import RingConsumer, one_line
 from syncer.definition_changes import DefinitionChanges
 from syncer.entries import read_write
 from syncer.refusals import is_refusal, write_around_refusals
@@ -77,14 +79,17 @@ class SyncManager(RingConsumer):
         )  # fmt: skip
         self._ahead: _Batch | None = None
         self._definitions: DefinitionChanges | None = None
+        self._announcer = Announcer(arena.arena_id)
 
     def _begin(self) -> None:
         logger.info("Sync manager started")
         self._arena.count(Counter.LEADERS)
+        self._announcer = Announcer(self._arena.arena_id)
         if self._is_staying:
             self._definitions = DefinitionChanges(self._arena, self._database_url, self._settings.definition_interval)
 
     def _end(self) -> None:
+        self._tell(now=True)
         logger.info("Sync manager stopped")
 
     def _let_go(self) -> None:
@@ -123,6 +128,28 @@ class SyncManager(RingConsumer):
         self._arena.count(Counter.SYNCED_STATUSES, statuses)
         self._arena.count(Counter.DEAD_LETTERS, len(refused) + len(batch.broken))
         logger.info("Synced %d outputs and %d statuses", outputs, statuses)
+        changed = [row.id for _, row in batch.rows if isinstance(row, GraphExecutionWrite)]
+        self._announcer.note(batch[-1].sequence, changed)
+        self._tell()
+
+    def _look_around(self) -> bool:
+        self._tell()
+        return False
+
+    def _next_look_seconds(self) -> float:
+        due = self._announcer.due_in()
+        return self._interval_seconds if due is None else min(due, self._interval_seconds)
+
+    def _tell(self, now: bool = False) -> None:
+        """Tell readers on other machines what was written, if there is something and it is time."""
+        due = self._announcer.due_in()
+        if due is None or (due and not now) or self._connection is None or self._connection.closed:
+            return
+        try:
+            self._announcer.tell(self._connection)
+        except psycopg.Error as error:
+            logger.debug("readers are told later: %s", one_line(error))
+            self._disconnect()
 
     def _write_whole(self, batch: _Batch, prepared: Sequence[PreparedStatement], epoch: int) -> bool:
         """Write a batch in one transaction; return False, with nothing done, if some of it is written already.
