@@ -16,12 +16,12 @@ from shmcache.arena import FLAG_INDEXED
 from shmcache.arena.transaction import (
     Touch,
 )
-from shmcache.cached_credits import CachedCredits
+from shmcache.cached_ownership import CachedOwnership
 from shmcache.codec import NodeGroup, PartialExecution, record_json_text
 from shmcache.database import queries
 from shmcache.frozen import FrozenDict, FrozenList, freeze
-from shmcache.identifiers import id_bytes, new_id
-from shmcache.record_store import EMPTY, graph_key, group_id
+from shmcache.identifiers import graph_key, id_bytes, new_id
+from shmcache.record_store import EMPTY, group_id
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -35,7 +35,7 @@ from shmcache.records import (
 from shmcache.writes import InputWrite, OutputWrite, WriteKind
 
 
-class CachedClient(CachedCredits):
+class CachedClient(CachedOwnership):
     """The client over an arena. One for each process; its methods may be called from several threads."""
 
     _written_last: tuple[Any, Any, str] = (None, None, "null")
@@ -318,7 +318,7 @@ E = TypeVar("E", NodeExecution, GraphExecution)
 
 def _load_version(
     graph_id: str, version: int, connection: psycopg.Connection[Any], _: str
-) -> tuple[Graph, list[NodeDefinition]] | None:
+) -> queries.Definition | None:
     return queries.load_graph(connection, graph_id, version)
 
 

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
     )
+    definition_interval: Seconds = Field(
+        default=60.0, description="longest time between two checks of the graphs that the arena has"
+    )
+    host_lease: Seconds = Field(
+        default=15.0,
+        description="how long nobody else takes a host's graph executions after it was heard of last",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 
 

@@ -44,3 +44,12 @@ def id_text(value: bytes) -> str:
     """Return the canonical text form of a UUID's 16 bytes."""
     digits = value.hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def graph_key(graph_id: str, version: int) -> str:
+    """Return the identifier under which the arena has a version of a graph: the first has the graph's own.
+
+    A database finds it out by the same reckoning (`graph_key` in the migrations)."""
+    if version == 1:
+        return graph_id
+    return id_text(hashlib.sha256(f"graph {graph_id} {version}".encode()).digest()[:16])

@@ -76,6 +76,7 @@ class _Shape(NamedTuple):
     """What the manager asks of a node's links again and again: links by output, and by output those that take a place
     inside its value; linked inputs, static inputs."""
 
+    node: NodeDefinition
     links_from: dict[str, list[Link]]
     nested_from: dict[str, list[Link]]
     linked: frozenset[str]
@@ -91,7 +92,7 @@ def _shape(node: NodeDefinition) -> _Shape:
         if is_nested(link.source_name):
             nested_from.setdefault(split_pin(link.source_name)[0], []).append(link)
     statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
-    return _Shape(links_from, nested_from, frozenset(link.sink_name for link in node.input_links), statics)
+    return _Shape(node, links_from, nested_from, frozenset(link.sink_name for link in node.input_links), statics)
 
 
 class _Piece(NamedTuple):
@@ -416,7 +417,7 @@ class Manager:
 
     def _shape_of(self, node: NodeDefinition) -> _Shape:
         shape = self._shapes.get(node.id)
-        if shape is None:
+        if shape is None or shape.node is not node:  # a definition that was changed is another object
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
             shape = self._shapes[node.id] = _shape(node)

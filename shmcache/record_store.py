@@ -21,18 +21,18 @@ from shmcache.arena.transaction import Put, Touch
 from shmcache.backing_store import BackingStore
 from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, encode
 from shmcache.database import queries
+from shmcache.definition_index import DefinitionIndex
 from shmcache.errors import ArenaFull, NotFound
 from shmcache.frozen import FrozenDict, FrozenList
 from shmcache.identifiers import derived_id, id_bytes, id_text
 from shmcache.pending import Pending
-from shmcache.records import ExecutionStatus, Graph, GraphExecution, InputSource, NodeDefinition, NodeExecution
+from shmcache.records import ExecutionStatus, GraphExecution, InputSource, NodeExecution
 from shmcache.simple_cache import SimpleExecutorCache
 
 R = TypeVar("R", bound=Record)
 
 EMPTY: Mapping[str, Any] = FrozenDict()
 _NO_GROUP = NodeGroup([], None)
-_FILL_BATCH = 128
 _PART_ITEMS = 32
 """Inputs and outputs that an execution's record holds before they move to a part."""
 
@@ -41,11 +41,6 @@ _PART_ITEMS = 32
 def group_id(graph_exec_id: str, node_id: str) -> str:
     """Return the identifier of the group of a node's executions in a graph execution."""
     return derived_id("node group", graph_exec_id, node_id)
-
-
-def graph_key(graph_id: str, version: int) -> str:
-    """Return the identifier under which the arena has a version of a graph."""
-    return graph_id if version == 1 else derived_id("graph version", graph_id, str(version))
 
 
 def _part_id(node_exec_id: str, number: int) -> str:
@@ -63,6 +58,7 @@ class RecordStore:
         self._arena = arena
         self._cache = cache
         self._backing = backing
+        self._definitions = DefinitionIndex(arena)
         # What this thread is writing: `at_hand.pending`, None outside of a transaction.
         self.at_hand = _AtHand()
 
@@ -87,24 +83,9 @@ class RecordStore:
         return hit[1]
 
     def _load_definition(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
-        loaded = self._backing.load(query, identifier)
-        if loaded is None:
-            raise NotFound(name, identifier)
-        graph, nodes = loaded
-        definitions: dict[str, Graph | NodeDefinition] = {graph_key(graph.id, graph.version): graph}
-        definitions.update((node.id, node) for node in nodes)
-        named = list(definitions.items())
-        # A graph's version does not change: what is loaded cannot be older than what is there.
-        for begin in range(0, len(named), _FILL_BATCH):
-            batch = Transaction()
-            batch.operations.extend(
-                Put(id_bytes(key), encode(each)) for key, each in named[begin : begin + _FILL_BATCH]
-            )
-            try:
-                self._arena.commit(batch)
-            except ArenaFull:
-                break
-        found = definitions.get(identifier)
+        loaded = self._definitions.load(lambda: self._backing.load(query, identifier))
+        named = {} if loaded is None else dict(zip(loaded.keys(), loaded.records(), strict=True))
+        found = named.get(identifier)
         if not isinstance(found, kind):
             raise NotFound(name, identifier)
         return found

@@ -5,7 +5,7 @@ Every `load_` function is one round trip."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -14,6 +14,7 @@ from shmcache.codec import json_text
 from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
 from shmcache.frozen import FrozenDict, FrozenList, freeze
+from shmcache.identifiers import graph_key
 from shmcache.records import (
     Account,
     ExecutionStatus,
@@ -29,6 +30,27 @@ Connection = psycopg.Connection[Any]
 
 
 _NODE_FIELDS = ("id", "graph_id", "name", "block_id", "graph_version", "webhook_id")
+
+
+class Definition(NamedTuple):
+    """A graph with its nodes; `version` (a UUID) is another one after each change in the database."""
+
+    graph: Graph
+    nodes: list[NodeDefinition]
+    version: str
+
+    @property
+    def key(self) -> str:
+        """Under what the arena has the graph."""
+        return graph_key(self.graph.id, self.graph.version)
+
+    def records(self) -> list[Graph | NodeDefinition]:
+        """Return the graph, then its nodes."""
+        return [self.graph, *self.nodes]
+
+    def keys(self) -> list[str]:
+        """Return what the arena has each of the records under."""
+        return [self.key, *(node.id for node in self.nodes)]
 
 
 def _jsonb(value: Any) -> Jsonb:
@@ -63,17 +85,23 @@ def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinit
         )
 
 
-def load_graph(connection: Connection, graph_id: str, version: int = 1) -> tuple[Graph, list[NodeDefinition]] | None:
-    """Return a graph and its nodes, or None."""
+def load_graph(connection: Connection, graph_id: str, version: int | None = None) -> Definition | None:
+    """Return a graph and its nodes, or None. Without a version, `graph_id` is what the arena has it under."""
     return _graph(connection, "load_graph", {"id": graph_id, "version": version})
 
 
-def load_graph_of_node(connection: Connection, node_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
+def load_graph_of_node(connection: Connection, node_id: str) -> Definition | None:
     """Return the graph that a node is part of, and all its nodes, or None."""
     return _graph(connection, "load_graph_of_node", {"id": node_id})
 
 
-def _graph(connection: Connection, name: str, given: dict[str, Any]) -> tuple[Graph, list[NodeDefinition]] | None:
+def graph_versions(connection: Connection, graph_keys: Collection[str]) -> dict[str, str]:
+    """Return the versions of those of some graphs that are there, by what the arena has them under."""
+    rows = connection.execute(statement(connection, "graph_versions"), {"ids": list(graph_keys)})
+    return {str(key): str(version) for key, version in rows}
+
+
+def _graph(connection: Connection, name: str, given: dict[str, Any]) -> Definition | None:
     row = connection.execute(statement(connection, name), given).fetchone()
     if row is None:
         return None
@@ -100,7 +128,8 @@ def _graph(connection: Connection, name: str, given: dict[str, Any]) -> tuple[Gr
         )
         for node_id, node_name, block_id, input_default, constants, metadata, webhook_id in row[3]
     ]
-    return Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2]), row[5]), nodes
+    graph = Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2]), row[5])
+    return Definition(graph, nodes, str(row[6]))
 
 
 def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:

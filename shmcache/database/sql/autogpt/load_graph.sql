@@ -15,6 +15,12 @@ SELECT
         ORDER BY right(l.id, 12), l.id), '[]')
         FROM "AgentNodeLink" l JOIN "AgentNode" n ON n.id = l."agentNodeSourceId"
         WHERE n."agentGraphId" = g.id AND n."agentGraphVersion" = g.version),
-    g.version
+    g.version, graph_digest(g.id, g.version)
 FROM "AgentGraph" g
-WHERE g.id = %(id)s AND g.version = %(version)s
+WHERE (g.id, g.version) = (
+    SELECT id, version FROM "AgentGraph" WHERE id = %(id)s AND version = coalesce(%(version)s::int, 1)
+    UNION ALL
+    SELECT id, version FROM "AgentGraph"
+    WHERE %(version)s::int IS NULL AND version <> 1 AND graph_key(id, version) = %(id)s
+    LIMIT 1
+)

@@ -15,6 +15,6 @@ SELECT
         ORDER BY right(l.id, 12), l.id), '[]')
         FROM "AgentNodeLink" l JOIN "AgentNode" n ON n.id = l."agentNodeSourceId"
         WHERE n."agentGraphId" = g.id AND n."agentGraphVersion" = g.version),
-    g.version
+    g.version, graph_digest(g.id, g.version)
 FROM "AgentGraph" g
 WHERE (g.id, g.version) = (SELECT "agentGraphId", "agentGraphVersion" FROM "AgentNode" WHERE id = %(id)s)

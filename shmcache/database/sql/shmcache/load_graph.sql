@@ -5,6 +5,7 @@ SELECT
         ORDER BY n.position), '[]') FROM nodes n WHERE n.graph_id = g.id),
     (SELECT coalesce(jsonb_agg(jsonb_build_array(l.source_node_id, l.source_name, l.sink_node_id, l.sink_name, l.is_static)
         ORDER BY l.position), '[]') FROM links l WHERE l.graph_id = g.id),
-    1
+    1,
+    g.version
 FROM graphs g
 WHERE g.id = %(id)s
