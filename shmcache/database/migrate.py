@@ -33,8 +33,18 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
         _check_place(connection, applied - {script.name for script in scripts})
         for script in scripts:
             if script.name not in applied:
-                connection.execute(script.read_text(encoding="utf-8").encode())
+                _apply(connection, script)
                 connection.execute("INSERT INTO migrations (name) VALUES (%s)", (script.name,))
+
+
+def _apply(connection: psycopg.Connection[Any], script: Traversable) -> None:
+    try:
+        connection.execute(script.read_text(encoding="utf-8").encode())
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SettingsError(
+            f"migration {script.name}: {' '.join(str(error).split())}: SHMCACHE_DATABASE_URL must name, for the first "
+            "start, a user that may make a schema, and triggers on the tables whose changes are told"
+        ) from None
 
 
 def _check_place(connection: psycopg.Connection[Any], foreign: set[str]) -> None:

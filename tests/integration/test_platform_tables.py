@@ -18,20 +18,22 @@ from shmcache.arena import Arena
 from shmcache.autogpt import PlatformClient
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
-from shmcache.database import queries
+from shmcache.database import ownership, queries
 from shmcache.database.batches import write_batch
 from shmcache.database.connection import TableSet, connect, with_table_set
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
 from shmcache.direct_client import DirectClient
-from shmcache.errors import DatabaseUnavailable, InvalidValue, NotFound, SettingsError
+from shmcache.errors import DatabaseUnavailable, InvalidValue, NotFound, NotOwner, SettingsError
 from shmcache.execution_data_client import ExecutionDataClient
-from shmcache.identifiers import derived_id, new_id
+from shmcache.identifiers import derived_id, id_bytes, new_id
 from shmcache.records import ExecutionStatus, Link
 from shmcache.work_queue import WorkQueue
 from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, OutputWrite
+from syncer.definition_changes import DefinitionChanges
 from tests.integration.counting import costs
 from tests.integration.draining import drain
+from tests.integration.faults import await_true
 
 S = ExecutionStatus
 GRAPH = derived_id("graph", "platform")
@@ -134,6 +136,25 @@ def test_a_database_made_for_one_set_of_tables_is_refused_for_the_other(
         pytest.raises(SettingsError, match="no table \"AgentNodeExecution\" in a schema 'platform'"),
     ):
         migrate(connection)
+
+
+def test_a_user_that_may_not_make_triggers_on_their_tables_is_told_what_it_needs(
+    server: EmbeddedServer, connection: psycopg.Connection[Any], database_url: str
+) -> None:
+    role = f"weak_{new_id().replace('-', '')}"
+    connection.execute("DROP SCHEMA shmcache CASCADE")
+    connection.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        connection.execute(f"GRANT CREATE ON DATABASE {connection.info.dbname} TO {role}")
+        connection.execute(f"GRANT USAGE ON SCHEMA platform TO {role}")
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA platform TO {role}")
+        with (
+            connect(make_conninfo(database_url, user=role), application_name="test") as weak,
+            pytest.raises(SettingsError, match="a user that may make a schema, and triggers"),
+        ):
+            migrate(weak)
+    finally:
+        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_an_address_of_prisma_s_is_understood() -> None:
@@ -251,6 +272,48 @@ def test_versions_of_a_graph_are_graphs_of_their_own(connection: psycopg.Connect
     assert cached.get_graph(GRAPH) == first
     with pytest.raises(NotFound):
         cached.get_graph(GRAPH, 3)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_the_platform_changes_of_a_graph_is_changed_in_the_arena(
+    connection: psycopg.Connection[Any], cached: CachedClient, arena: Arena, database_url: str, version: int
+) -> None:
+    source, sink = _node(SOURCE, version), _node(SINK, version)
+    assert cached.get_node(source).webhook_id == "hook"
+    assert cached.get_graph(GRAPH, version).name == ""
+    changes = DefinitionChanges(arena, database_url, 600.0)
+    try:
+        assert changes.listening.wait(60)
+        connection.execute('UPDATE "AgentNode" SET "webhookId" = NULL WHERE id = %s', (source,))
+        await_true(lambda: cached.get_node(source).webhook_id is None)
+        connection.execute('UPDATE "AgentNodeLink" SET "isStatic" = true WHERE "agentNodeSinkId" = %s', (sink,))
+        await_true(lambda: cached.get_node(sink).input_links[0].is_static)
+        connection.execute('UPDATE "AgentGraph" SET name = %s WHERE (id, version) = (%s, %s)', ("new", GRAPH, version))
+        await_true(lambda: cached.get_graph(GRAPH, version).name == "new")
+        assert cached.get_graph(GRAPH, 3 - version).name == ""
+        connection.execute('DELETE FROM "AgentGraph" WHERE (id, version) = (%s, %s)', (GRAPH, version))
+        await_true(lambda: not arena.version(id_bytes(source)))
+    finally:
+        changes.stop()
+    with pytest.raises(NotFound):
+        cached.get_graph(GRAPH, version)
+
+
+def test_a_graph_execution_of_theirs_is_one_host_s(
+    connection: psycopg.Connection[Any], cached: CachedClient, arena: Arena, user: str, database_url: str
+) -> None:
+    run = cached.create_graph_execution(GRAPH, user).id
+    step, _ = cached.upsert_execution_input(_node(SOURCE), run, "value", 1)
+    drain(arena, database_url)
+    other = new_id()
+    ownership.own(connection, arena.arena_id, [run])
+    ownership.renew_lease(connection, arena.arena_id, 60)
+    with pytest.raises(NotOwner):
+        ownership.take(connection, run, other, 0)
+    ownership.renew_lease(connection, arena.arena_id, -1)
+    assert ownership.take(connection, run, other, 0) == 2
+    rows = [(1, OutputWrite(step, 0, "value", "1", 1.0)), (2, OutputWrite(new_id(), 0, "value", "1", 1.0))]
+    assert list(ownership.lost(connection, arena.arena_id, rows, lock=True)) == [1]
 
 
 def test_a_negative_balance_of_the_platform_s_own_making_settles_and_refuses(
