@@ -76,6 +76,10 @@ class Samples:
             "files in /dev/shm": float(len(files)),
             "MiB in /dev/shm": shutil.disk_usage(SHARED_MEMORY).used / (1 << 20),
         }
+        self.add(now, figures)
+
+    def add(self, now: float, figures: dict[str, float]) -> None:
+        """Note what was seen at a time (monotonic); the same figures each time."""
         self._samples.append(_Sample(now, figures))
 
     def growth(self) -> list[Growth]:
