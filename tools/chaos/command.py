@@ -22,7 +22,7 @@ _DEFAULT_KILLS = 50
 @click.option("--files", multiple=True, type=click.Path(path_type=Path), help="Graph files to run.")
 @click.argument("more_files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
-@click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
+@click.option("--arena-size", default="128 MiB", show_default=True, help="The smaller, the more often it is full.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
 @click.option("--keep", is_flag=True, help="Keep journals, segment and log, even if nothing is wrong.")
 @click.option("--schedule", "only_schedule", is_flag=True, help="Print the first --kills events only.")
