@@ -65,6 +65,10 @@ class SettlementPool:
             self._unheard.remove(pipe)
         return not self._unheard
 
+    def is_whole(self) -> bool:
+        """Say whether all processes live."""
+        return all(process.is_alive() for process in self._processes)
+
     def send(self, partitions: Sequence[Partition], timeout_seconds: float) -> None:
         """Give each partition to a process of its own, to be settled within so long.
 
