@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
@@ -63,6 +64,7 @@ def chaos(
             click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
 
     graphs = (*files, *more_files) or (example_path(),)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way, nothing is left running
     outcome = run_chaos(seed, chosen, Limits(kills, minutes), graphs, workers, arena_size, say, keep=keep)
     say("")
     print_outcome(outcome, seed, as_json)
