@@ -111,7 +111,7 @@ class Journals:
         milliseconds = round(seconds * 1e3, 1)
         self.longest_call_ms = max(self.longest_call_ms, milliseconds)
         if milliseconds - idle_ms > self.stall.milliseconds:
-            self.stall = Stall(milliseconds - idle_ms, int(pid), began)
+            self.stall = Stall(round(milliseconds - idle_ms, 1), int(pid), began)
 
     def knows(self, kind: str, key: Any) -> bool:
         """Say whether anybody was about to write this."""
