@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         description="where the embedded server's data and the lock files live",
     )
     arena: str = Field(default="shmcache", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="name of the arena")
-    arena_size: Bytes | Literal["auto"] = Field(
+    arena_size: Annotated[Bytes, Field(ge=4 << 20)] | Literal["auto"] = Field(
         default="auto",
         description="size of the whole segment; auto: a quarter of what /dev/shm has free, from 32 MiB to 256 MiB",
     )

@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`, `bench`, `chaos`."""
+"""The command line: `shmcache run`, `supervise`, `inspect`, `config`, `doctor`, `accounts`, `drain`, ..."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from shmcache.setting_texts import without_passwords
 from tools.accounts_commands import accounts
 from tools.command_settings import add_settings_options, command_settings
 from tools.config_command import config
+from tools.doctor_command import doctor
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
@@ -159,6 +160,7 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 cli.add_command(accounts)
 cli.add_command(config)
+cli.add_command(doctor)
 
 
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
