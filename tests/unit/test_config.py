@@ -104,7 +104,7 @@ def test_durations_may_have_units(monkeypatch: pytest.MonkeyPatch, text: str, se
     assert load_settings().sync_interval == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(("text", "size"), [("256 MiB", 256 << 20), ("1GiB", 1 << 30), ("1000000", 1_000_000)])
+@pytest.mark.parametrize(("text", "size"), [("256 MiB", 256 << 20), ("1GiB", 1 << 30), ("8000000", 8_000_000)])
 def test_sizes_may_have_units(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
     monkeypatch.setenv("SHMCACHE_ARENA_SIZE", text)
     assert arena_size(load_settings()) == size
@@ -116,7 +116,7 @@ def test_a_duration_is_shown_as_it_may_be_written(seconds: float) -> None:
     assert show("sync_interval", 5.0) == "5 s"
 
 
-@pytest.mark.parametrize("size", [1, 1000, 4096, 256 << 20, 3 << 30, 5_000_000])
+@pytest.mark.parametrize("size", [4 << 20, (4 << 20) + 1, 256 << 20, 3 << 30, 5_000_000, 5000 << 10])
 def test_a_size_is_shown_as_it_may_be_written(size: int) -> None:
     assert load_settings(arena_size=shown_bytes(size)).arena_size == size
     assert show("arena_size", load_settings(arena_size="256 MiB").arena_size) == "256 MiB"

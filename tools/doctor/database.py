@@ -26,8 +26,7 @@ _WARN_SKEW_SECONDS = 0.5
 _FAIL_SKEW_SECONDS = 30.0
 _TRIES = 5
 _ADVICE = (
-    ("unsupported startup parameter", "this is a pooler: give the address of PostgreSQL itself, or set"
-     " ignore_startup_parameters=options,extra_float_digits in pgbouncer.ini and pool sessions"),
+    ("unsupported startup parameter", "this is a pooler: give the address of PostgreSQL itself"),
     ("password authentication failed", "check user and password in SHMCACHE_DATABASE_URL"),
     ("no password supplied", "put the password into SHMCACHE_DATABASE_URL or ~/.pgpass"),
     ("pg_hba.conf", "let this host in: a line in the server's pg_hba.conf"),
@@ -267,7 +266,8 @@ def _check_embedded(settings: Settings) -> Finding | None:
 def _value(connection: _Connection, query: str) -> Any:
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
-    return row[0]
+    value = row[0]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value  # texts of an SQL_ASCII database
 
 
 def _advice_for(reason: str) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import spawn
 from types import ModuleType
 
 from shmcache.arena import Arena
@@ -46,7 +47,7 @@ def check_spawn() -> Finding:
     except (BrokenProcessPool, TimeoutError, OSError) as error:
         return failure(
             "spawned processes", f"{type(error).__name__}: {error}",
-            "see that sys.executable can be run, and TMPDIR written; PYTHON* variables may be in the way",
+            f"see that {os.fsdecode(spawn.get_executable() or b'')} can be run, and which PYTHON* variables are set",
         )  # fmt: skip
     except ArenaError as error:
         return failure("spawned processes", f"an arena went with its maker: {error}", "look for who empties /dev/shm")
