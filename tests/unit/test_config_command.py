@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from shmcache.config import Settings
 from tests.unit.test_command_line import assert_one_line, shmcache
+from tools.cli import cli
 
 
 def facts(cwd: Path, *arguments: str, **environment: str) -> dict[str, Any]:
@@ -40,6 +43,20 @@ def test_the_options_may_stand_before_the_command_too(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("workers = 5\nmax_attempts = 6\n")
     found = facts(tmp_path, "--config", "mine.toml", "--set", "workers=9", "config")["settings"]
     assert (found["workers"]["value"], found["max_attempts"]["value"]) == (9, 6)
+
+
+def _commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            yield from _commands(each)
+
+
+def test_every_command_that_reads_its_own_arguments_takes_them() -> None:
+    for command in _commands(cli):
+        options = {name for parameter in command.params for name in parameter.opts}
+        if command.name not in ("bench", "chaos"):  # these pass theirs on
+            assert {"--config", "--set"} <= options, command.name
 
 
 def test_the_table_shows_units_and_places(tmp_path: Path) -> None:
