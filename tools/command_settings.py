@@ -25,7 +25,7 @@ def add_settings_options(command: click.Command) -> None:
         ),
         click.Option(
             ["--set", "_set"], metavar="NAME=VALUE", multiple=True, expose_value=False, callback=_set,
-            help="Set any setting, above the file and the environment; again for each.",
+            help="Set any setting, above file and environment; again for each. No passwords: ps shows them.",
         ),
     ]  # fmt: skip
     if isinstance(command, click.Group):

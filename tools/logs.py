@@ -27,6 +27,7 @@ _ERASE_LINE = "\r\x1b[2K"
 """Takes away the progress bar, which is drawn again below the line logged."""
 _MOST_ALIKE = 10
 _WINDOW_SECONDS = 10.0
+_MOST_EVENTS = 10_000
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "bound", "taskName"}
 
 _arena_name = ""
@@ -58,7 +59,11 @@ class RepeatLimit:
 
     def admits(self, event: str, level: int, now: float) -> bool:
         """Count an event; return whether it is logged."""
-        window = self._windows.setdefault((event, level), _Window(now))
+        window = self._windows.get((event, level))
+        if window is None:
+            if len(self._windows) >= _MOST_EVENTS:
+                return True  # texts that are all different: nothing repeats, and memory is bounded
+            window = self._windows[event, level] = _Window(now)
         window.count += 1
         return window.count <= self._most_alike
 

@@ -92,6 +92,14 @@ def test_what_repeats_is_left_out_and_counted_when_its_time_is_over() -> None:
     assert limit.ended(100.0) == []
 
 
+def test_a_flood_of_texts_that_are_all_different_is_written_and_takes_bounded_memory() -> None:
+    limit = RepeatLimit(most_alike=1, window_seconds=10.0)
+    assert all(limit.admits(f"text {number}", 30, 0.0) for number in range(30_000))
+    assert len(limit._windows) == logs._MOST_EVENTS
+    assert limit.ended(10.0) == []
+    assert not limit._windows
+
+
 def test_a_storm_of_one_error_is_ten_lines_and_one_that_counts_the_rest(root: logging.Logger) -> None:
     stream, handler = write_to(root, TextFormatter(""))
     for number in range(1000):
