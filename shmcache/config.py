@@ -27,6 +27,9 @@ def _parse_duration(value: Any) -> Any:
 Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0)]
 """A duration in seconds, also given as text with a unit."""
 
+SecondsOrNever = Annotated[float, BeforeValidator(_parse_duration), Field(ge=0)]
+"""The same, where 0 means: never."""
+
 Bytes = Annotated[ByteSize, Field(gt=0)]
 """A size in bytes, also given as text with a unit."""
 
@@ -60,6 +63,16 @@ class Settings(BaseSettings):
         description="how long a syncer or charger, or who holds a lock, may be stopped (SIGSTOP) before it is killed",
     )
     workers: int = Field(default=2, ge=1, le=64, description="executor processes")
+    worker_timeout: SecondsOrNever = Field(
+        default=0.0,
+        description="how long a worker may neither write, wait nor call heartbeat() before it is replaced; 0: for ever",
+    )
+    max_requests: int = Field(
+        default=0, ge=0, description="node executions after which a worker is replaced, between two of them; 0: never"
+    )
+    max_requests_jitter: int = Field(
+        default=0, ge=0, description="most that is added to it, by chance for each worker: not all leave at once"
+    )
     charge_workers: int = Field(default=2, ge=1, le=32, description="processes that settle charges")
     max_attempts: int = Field(default=3, ge=1, le=100, description="how often a node is started when its workers die")
     execution_fee: int = Field(
