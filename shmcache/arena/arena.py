@@ -167,6 +167,7 @@ class Arena(Changeable):
         deadline = time.monotonic() + timeout_seconds
         if self.before_work is not None:
             self.before_work()
+        self.own_lane.join()
         self.own_lane.beat()
         while True:
             if words[QUEUE_HEAD]:

@@ -73,10 +73,10 @@ def test_without_a_supervisor_the_error_names_what_is_missing(
     with pytest.raises(SettingsError, match="SHMCACHE_DATABASE_URL"):
         get_db_client()
     monkeypatch.setenv("SHMCACHE_ARENA", "there-is-none")
-    with pytest.raises(ArenaMissing, match="there-is-none.*shmcache serve"):
+    with pytest.raises(ArenaMissing, match=r"there-is-none.*shmcache serve"):
         get_db_client()
     monkeypatch.setenv("SHMCACHE_DATABASE_URL", database_url)
-    with pytest.raises(ArenaMissing, match="there-is-none.*shmcache serve"):
+    with pytest.raises(ArenaMissing, match=r"there-is-none.*shmcache serve"):
         get_db_client()
 
 
