@@ -64,7 +64,7 @@ def serve(arena: str | None, arena_size: str | None, log_level: str | None, chec
     from tools.supervisor import Supervisor
 
     setproctitle(f"shmcache: supervisor ({settings.arena})")
-    return 0 if Supervisor(settings, settings.arena, None).run(_UntilAsked()) else 1
+    return 0 if Supervisor(settings, settings.arena, None, reloads=True).run(_UntilAsked()) else 1
 
 
 def _check(name: str, wait_seconds: float) -> None:

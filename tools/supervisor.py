@@ -240,6 +240,8 @@ class Supervisor:
         self._service.pat()
         if self._is_ready or self.interrupted or (workers and (workers.are_reloading or not workers.are_up)):
             return
+        if any(child.up is None for _, child in processes.children()):
+            return
         self._is_ready = True
         self._service.ready(f"arena {self._arena_name}, {processes.count(WORKER)} workers")
         logger.info("ready: arena %s, %d workers", self._arena_name, processes.count(WORKER))

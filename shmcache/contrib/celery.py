@@ -16,7 +16,7 @@ from shmcache.errors import ShmcacheError
 from shmcache.session import get_db_client
 
 
-class DurableTask(Task):  # type: ignore[misc] - Celery has no types
+class DurableTask(Task):  # type: ignore[misc]
     """A task that has ended when what it wrote is in PostgreSQL: `@app.task(base=DurableTask)`.
 
     It is acknowledged to the broker only then (`acks_late`), so that a task whose machine was lost is delivered again

@@ -9,6 +9,7 @@ from typing import Any
 
 from dramatiq import Middleware
 
+from shmcache.errors import ShmcacheError
 from shmcache.session import get_db_client
 
 
@@ -19,8 +20,12 @@ class SharedCache(Middleware):
         self._durable = durable
 
     def after_process_boot(self, _broker: Any) -> None:
-        """Attach this process. Raises ShmcacheError."""
-        get_db_client()
+        """Attach this process. Raises SystemExit."""
+        try:
+            get_db_client()
+        except ShmcacheError as error:
+            # Dramatiq logs what a middleware raises, and goes on.
+            raise SystemExit(f"shmcache: {error}") from None
 
     def after_process_message(
         self, _broker: Any, _message: Any, *, result: Any = None, exception: BaseException | None = None

@@ -211,7 +211,11 @@ def test_one_that_is_stopped_as_well(host: Callable[..., Host]) -> None:
 
 def test_who_beats_waits_or_writes_lives_as_long_as_it_likes(host: Callable[..., Host], arena: Arena) -> None:
     def body(should_stop: ShouldStop) -> None:
-        acts = [arena.beat, lambda: arena.put(bytes(16), b"x"), lambda: arena.take_work(0.2)]
+        acts: list[Callable[[], object]] = [
+            arena.beat,
+            lambda: arena.put(bytes(16), b"x"),
+            lambda: arena.take_work(0.2),
+        ]
         started = time.monotonic()
         while not should_stop():
             acts[int(time.monotonic() - started) % 3]()
