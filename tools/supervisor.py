@@ -206,7 +206,7 @@ class Supervisor:
                     self._operate(number, workers)
             try:
                 processes.look_after()
-                if workers is not None and not self.interrupted:
+                if workers is not None:
                     workers.look_after()
                 self._tell_service_manager(processes, workers)
                 if done():
@@ -256,6 +256,8 @@ class Supervisor:
         Returns whether all is in the database: what was written before that, where others go on writing."""
         settings, processes = self._settings, turns.processes
         self._service.stopping()
+        if turns.workers is not None:
+            turns.workers.end_reload()
         if self.interrupted:
             processes.stop(WORKER)
             self._loop(turns, lambda: not processes.count(WORKER), self._signals.wait)

@@ -13,6 +13,7 @@ from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from shmcache.blocks import forget_imported
 from shmcache.errors import SettingsError, ShmcacheError
 from tools.trace_file import write_traceback
 
@@ -33,6 +34,7 @@ class Target:
     def load(self) -> None:
         """Import it. Raises SettingsError, or what the module raises while it is imported."""
         invalidate_caches()
+        forget_imported()  # a supervisor may have drained an arena with runs of them
         module_name, _, name = self._name.partition(":")
         try:
             function = getattr(import_module(module_name), name)

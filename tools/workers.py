@@ -89,10 +89,9 @@ class Workers:
         """Begin to replace all workers by new ones."""
         self._reload_again = True
 
-    def stop(self) -> None:
-        """Ask all to end."""
+    def end_reload(self) -> None:
+        """Replace no more of them: all are about to end."""
         self._reload_again = self._reloading = False
-        self._processes.stop(NAME)
 
     def look_after(self) -> None:
         """Go on with a reload; end those that hang."""
@@ -129,7 +128,7 @@ class Workers:
         if self._new is not None:
             new = processes.child(self._new)
             if new is None:
-                self._end_reload(failed=True)
+                self._finish_reload(failed=True)
             elif new.up is not None:
                 # Without an old one left (it ended meanwhile, or was taken away) there is one too many.
                 self._leaving = self._old.pop(0) if self._old else self._new
@@ -145,9 +144,9 @@ class Workers:
         if self._old:
             self._new = processes.start(self._role, on_trial=True)
         else:
-            self._end_reload(failed=False)
+            self._finish_reload(failed=False)
 
-    def _end_reload(self, *, failed: bool) -> None:
+    def _finish_reload(self, *, failed: bool) -> None:
         self._reloading = False
         self._new = None
         if failed:

@@ -108,7 +108,7 @@ class OwnLane:
 
         Raises ArenaError; ArenaEnded where the segment is being removed, since nobody would read what is written."""
         if not self.lane:
-            if self._words[ENDED]:
+            if self._words[ENDED] == 1:
                 raise ArenaEnded
             try:
                 self.lane = self._lanes.enter(self._role)
