@@ -95,7 +95,7 @@ class CachedCredits(CachedTransactions):
         urgent: bool = False,
     ) -> int:
         """See ExecutionDataClient."""
-        text = json_text(dict(metadata or {}))
+        text = json_text(dict(metadata)) if metadata else "{}"
 
         def spend() -> int:
             return self._charges.spend(user_id, cost, text, transaction_key)

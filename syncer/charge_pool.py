@@ -8,7 +8,9 @@
                  too what the accounts can spend now
     4  tell      graph executions whose charges could not be paid                 death: told again, the same
     5  release   one commit in the arena: the head moves, what was held for the   death: all of it or nothing
-                 batch is held no longer, credits are what the database says
+                 batch is held no longer, credits are what the database says; if
+                 the head is still where the batch was read, because else another
+                 has released it
 
 Several processes commit, so rows and checkpoint are not one transaction here: a death between 2 and 5 settles a batch
 again. The unique key of each charge makes the repetition harmless, and it is all that makes it so. The checkpoint
@@ -92,15 +94,13 @@ class ChargePool(RingConsumer):
         self._client: CachedClient | None = None
         self._holds: dict[str, OpenHold] | None = None
         self._stale: set[str] = set()
+        self._behind = 0
         self._read_all_at = 0.0
         self._looked_at = 0.0
 
     def _begin(self) -> None:
         logger.info("Charge manager started")
-        with _nameless_main_module():
-            pool = self._pool = self._make_pool()
-            for _ in range(self._settings.charge_workers):
-                pool.submit(os.getpid)  # brings the processes up before the first charge waits for them
+        self._start_pool()
         self._client = CachedClient(self._arena, self._database_url, self._settings)
         self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
         self._callbacks = Callbacks.start(self._database_url)
@@ -131,12 +131,16 @@ class ChargePool(RingConsumer):
 
     # A batch
 
+    def _take(self, after: int) -> Sequence[Entry]:
+        self._behind = after
+        return super()._take(after)
+
     def _carry(self, entries: Sequence[Entry], epoch: int) -> None:
         batch = Batch(entries, self._settings.charge_workers)
         # step: read
         settled = self._settle(batch)
         # step: settled
-        before, last = self._ring.committed_sequence, entries[-1].sequence
+        last = entries[-1].sequence
         connection = self._connected()
         with connection.transaction():
             is_new = move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last)
@@ -155,7 +159,7 @@ class ChargePool(RingConsumer):
         self._tell(settled.shortfalls)
         self._retire_marks(batch.marks)
         # step: told
-        self._rebase(amounts, batch.released, before, last)
+        self._rebase(amounts, batch.released, self._behind, last)
         # step: released
         if self._holds is not None:
             for opened in batch.opened:
@@ -231,6 +235,7 @@ class ChargePool(RingConsumer):
     # Between batches
 
     def _look_around(self) -> bool:
+        self._mend_pool()
         if self._ring.committed_sequence < self._ring.last_sequence and self._backoff.tries:
             return False  # the database is away, and this process is asked to end
         try:
@@ -253,10 +258,12 @@ class ChargePool(RingConsumer):
         self._stale |= {user for user in told if self._arena.counter(id_bytes(user)) is not None}
         while self._stale:
             some = sorted(self._stale)[:_ACCOUNTS_AT_ONCE]
+            # Before the amounts: what is released later is not counted in them, and they would undo it.
+            sequence = self._ring.committed_sequence
             connection = self._connected()
             with connection.transaction():
                 amounts = spendable(connection, some, self._arena.arena_id, self._settings.low_balance)
-            sequence = self._ring.committed_sequence
+            # step: reread
             self._rebase(amounts, {}, sequence, sequence)
             self._stale.difference_update(some)
 
@@ -281,6 +288,24 @@ class ChargePool(RingConsumer):
             self._arena.count(Counter.POOL_REPLACED)
             self._end_pool(kill=True)
         return super()._wait_after(error, should_stop)
+
+    def _mend_pool(self) -> None:
+        """Replace a pool of which a process died between two batches: the next charge need not wait for a new one."""
+        try:
+            if self._pool is not None:
+                self._pool.submit(os.getpid)
+        except BrokenProcessPool:
+            logger.warning("a process of the charge pool died: it is replaced")
+            self._arena.count(Counter.POOL_REPLACED)
+            self._end_pool(kill=True)
+            self._start_pool()
+
+    def _start_pool(self) -> None:
+        """Bring the pool's processes up, before a charge waits for them."""
+        with _nameless_main_module():
+            pool = self._pool = self._make_pool()
+            for _ in range(self._settings.charge_workers):
+                pool.submit(os.getpid)
 
     def _make_pool(self) -> Executor:
         return ProcessPoolExecutor(
