@@ -14,6 +14,9 @@ import time
 logger = logging.getLogger(__name__)
 
 
+_WAIT_SECONDS = 5.0
+
+
 class ServiceManager:
     """What is said to who started this process. Its methods never raise: a service runs without its manager too."""
 
@@ -42,13 +45,14 @@ class ServiceManager:
         now = time.monotonic()
         if self._pat_seconds is not None and now >= self._patted_at + self._pat_seconds:
             self._patted_at = now
-            self._tell("WATCHDOG=1")
+            self._tell("WATCHDOG=1", wait_seconds=0)
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, wait_seconds: float = _WAIT_SECONDS) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as speaker:
+                speaker.settimeout(wait_seconds)  # a manager that does not listen must not stop what it manages
                 speaker.connect(self._address)
                 speaker.sendall("\n".join(lines).encode())
         except OSError as error:

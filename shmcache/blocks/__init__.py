@@ -22,4 +22,14 @@ from shmcache.blocks.block import Block, Cost, Inputs, Outputs
 from shmcache.blocks.price import charge_for
 from shmcache.blocks.registry import forget_imported, get_block, known_blocks, register
 
-__all__ = ["Block", "Cost", "Inputs", "Outputs", "charge_for", "forget_imported", "get_block", "known_blocks", "register"]
+__all__ = [
+    "Block",
+    "Cost",
+    "Inputs",
+    "Outputs",
+    "charge_for",
+    "forget_imported",
+    "get_block",
+    "known_blocks",
+    "register",
+]

@@ -208,9 +208,7 @@ class _Watched:
 
 
 @pytest.mark.parametrize("word", [layout.HEAD, layout.COMMITTED, layout.TAIL])
-def test_bytes_that_are_no_entry_yet_are_none_whenever_another_consumer_moves_the_head(
-    arena: Arena, word: int
-) -> None:
+def test_bytes_that_are_no_entry_yet_are_none_whenever_another_consumer_moves_the_head(arena: Arena, word: int) -> None:
     """What a charger reads it settles, also one that was superseded a moment ago and does not know it."""
     region = arena.write_ring._region
     quarter = bytes(region.size // 4 - HEADER_BYTES)

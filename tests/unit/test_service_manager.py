@@ -83,6 +83,19 @@ def test_an_abstract_socket_is_spoken_to(monkeypatch: pytest.MonkeyPatch) -> Non
         assert lines(listener)[0] == "READY=1"
 
 
+def test_a_manager_that_does_not_listen_stops_nobody(
+    told: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2")
+    service = ServiceManager()
+    while "cannot tell the service manager (WATCHDOG=1)" not in caplog.text:
+        service.pat()  # until its queue is full, and once more
+    told.recv(4096)
+    caplog.clear()
+    service.ready("it listens again")
+    assert caplog.text == ""
+
+
 def test_without_a_manager_or_with_one_that_is_gone_nothing_is_raised(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
