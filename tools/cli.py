@@ -71,6 +71,8 @@ def run(
     """Run graph files to their end; without one, the example that comes with shmcache.
 
     Exit status 0 if every graph completed, 1 if not, 2 if it could not begin."""
+    from setproctitle import setproctitle
+
     from shmcache.graphs import example_path, load_graph_file
     from shmcache.identifiers import id_bytes
     from tools.run import print_summary, run_graphs
@@ -82,6 +84,7 @@ def run(
     if user is not None:
         id_bytes(user)
     graphs = [load_graph_file(path, time_scale=time_scale) for path in files or (example_path(),)]
+    setproctitle("shmcache: supervisor")
     summary, completed = run_graphs(graphs, repeat, user, settings, arena)
     if summary:
         print_summary(summary, as_json)

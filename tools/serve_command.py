@@ -77,7 +77,7 @@ def _check(name: str, wait_seconds: float) -> None:
     while True:
         try:
             with View(name) as view:
-                if any(each.alive and each.role == "syncer" for each in survey.lanes(view.memory)):
+                if any(each.alive and each.role == "supervisor" for each in survey.lanes(view.memory)):
                     return
             raise ArenaUnusable(name, "nobody serves it now: start shmcache serve, or your supervisor")
         except ArenaError:

@@ -86,8 +86,10 @@ class Workers:
         logger.info("a worker was taken away: %d now", self._wanted())
 
     def reload(self) -> None:
-        """Begin to replace all workers by new ones."""
+        """Begin to replace all workers by new ones; one that does not come up now is given up for that."""
         self._reload_again = True
+        if self._new is not None and (new := self._processes.child(self._new)) and new.up is None:
+            self._processes.retire(self._new)
 
     def end_reload(self) -> None:
         """Replace no more of them: all are about to end."""
@@ -129,7 +131,7 @@ class Workers:
             new = processes.child(self._new)
             if new is None:
                 self._finish_reload(failed=True)
-            elif new.up is not None:
+            elif new.up is not None and new.asked_to_stop is None:
                 # Without an old one left (it ended meanwhile, or was taken away) there is one too many.
                 self._leaving = self._old.pop(0) if self._old else self._new
                 self._new = None
@@ -150,7 +152,7 @@ class Workers:
         self._reloading = False
         self._new = None
         if failed:
-            logger.error("a new worker ended before it was up: the %d others stay as they are", len(self._old))
+            logger.error("a new worker ended before it was up: %d old ones stay as they are", len(self._old))
         else:
             logger.info("reloaded: %d workers are new", len(self._staying()))
         self._old = []

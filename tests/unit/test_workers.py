@@ -120,6 +120,26 @@ def test_a_second_reload_during_the_first_replaces_the_new_ones_too(host: Callab
     assert len(run.pids()) == 2
 
 
+def test_a_new_worker_that_does_not_come_up_is_given_up_for_the_next_reload(
+    host: Callable[..., Host], tmp_path: Path
+) -> None:
+    def prepare() -> None:
+        while (tmp_path / "slow").exists():
+            signal.sigtimedwait([], 0.05)
+
+    run = host(wait_for_stop, 2, role={"prepare": prepare, "stop_raises": True})
+    run.until(lambda: run.workers.are_up)
+    before = run.pids()
+    (tmp_path / "slow").touch()
+    run.workers.reload()
+    run.until(lambda: len(run.pids()) == 3)
+    (tmp_path / "slow").unlink()
+    run.workers.reload()
+    run.until(lambda: run.workers.reloads == 2 and not run.workers.are_reloading)
+    assert len(run.pids()) == 2
+    assert not run.pids() & before
+
+
 def test_a_worker_that_is_taken_away_during_a_reload_leaves_no_one_too_many(host: Callable[..., Host]) -> None:
     run = host(wait_for_stop, 2)
     run.until(lambda: run.workers.are_up)
