@@ -202,7 +202,7 @@ class _Watched:
     def __getitem__(self, word: int) -> int:
         value: int = self._words[word]
         if word == self._word and self._then is not None:
-            self._then, then = None, self._then
+            then, self._then = self._then, None
             then()
         return value
 
