@@ -50,9 +50,20 @@ class ArenaMissing(ArenaError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"no arena named {name!r} on this machine: start what makes it, or check the name (SHMCACHE_ARENA)"
+            f"no arena named {name!r} on this machine: start what makes it (shmcache serve, or a supervisor of yours), "
+            "or check the name (SHMCACHE_ARENA)"
         )
         self.name = self.arena = name
+
+
+class ArenaEnded(ArenaError):
+    """The arena that this process has mapped is no more: its supervisor has drained and removed it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the arena was drained and removed while this process was not in it: call get_db_client() again, "
+            "it attaches to the next one"
+        )
 
 
 class ArenaExists(ArenaError):

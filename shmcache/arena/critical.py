@@ -50,6 +50,10 @@ def _writer(count: int) -> Callable[..., None]:
     return writer
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Critical:
     """The critical section over a memory, as a context manager; one for each Arena object."""
 
@@ -63,6 +67,7 @@ class Critical:
         "_words",
         "lock_wait_seconds",
         "mutex",
+        "on_wait",
     )
 
     def __init__(self, mapped: Memory, lock_wait_seconds: float) -> None:
@@ -75,6 +80,8 @@ class Critical:
         self._try = self.mutex.quick_acquire
         self._release = self.mutex.quick_release
         self._holder: FrameType | None = None
+        self.on_wait: Callable[[], None] = _do_nothing
+        """Called in each turn of waiting, once a second at least."""
 
     def __enter__(self) -> None:
         try:
@@ -177,6 +184,7 @@ class Critical:
         Outside of the section. Who changes the signal does so inside, and wakes if it sees a waiter there."""
         words = self._words
         while not there():
+            self.on_wait()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False

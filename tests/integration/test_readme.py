@@ -13,6 +13,7 @@ from shmcache.arena import list_arenas
 from shmcache.config import Settings, load_settings
 from tools.doctor.examination import examine
 from tools.doctor.host import Host
+from tools.signals import ENDING, OPERATING
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,3 +97,28 @@ def test_the_table_it_shows_has_the_rows_of_a_run(database_url: str, tmp_path: P
     assert done.returncode == 0, done.stderr
     shown = [row.strip() for row in re.findall(r"^│ ([a-z ]+?) *│", README, re.MULTILINE)]
     assert shown == [name.replace("_", " ") for name in json.loads(done.stdout)]
+
+
+def test_the_table_of_signals_names_those_that_the_supervisor_takes() -> None:
+    table = README.partition("| signal | what it does |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(SIG\w+)`", row.split(" | ")[0])}
+    assert named == {number.name for number in ENDING | OPERATING}
+
+
+def test_the_lines_for_other_servers_are_those_that_their_tests_run() -> None:
+    table = README.partition("| server | line | where |")[2].partition("\n\n")[0]
+    lines = re.findall(r"^\| [^|]+ \| `([^`]+)`", table, re.MULTILINE)
+    tests = (ROOT / "tests" / "integration" / "test_foreign_servers.py").read_text()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.removesuffix("())") in tests
+    assert "`@app.task(base=shmcache.contrib.celery.DurableTask)`" in README
+    assert "from shmcache.contrib.celery import DurableTask" in tests
+    assert "`SharedCache(durable=True)`" in README
+    assert "SharedCache(durable=True)" in tests
+
+
+def test_the_files_to_deploy_are_the_ones_it_names() -> None:
+    table = README.partition("`tools/deploy/` has what to start from")[2].partition("\nProcesses that")[0]
+    named = {name for name in re.findall(r"`([\w.-]+)`", table) if (ROOT / "tools" / "deploy" / name).exists()}
+    assert named == {path.name for path in (ROOT / "tools" / "deploy").iterdir() if "dockerignore" not in path.name}
