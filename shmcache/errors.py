@@ -138,6 +138,10 @@ class InsufficientBalanceError(ShmcacheError):
         self.amount = amount
 
 
+class TransactionMisused(ShmcacheError):
+    """A coroutine was to run inside a transaction, or what belongs inside of one was used outside."""
+
+
 class GraphFileError(ShmcacheError):
     """A graph file cannot be run. `place` names where in the file, `problem` what is wrong."""
 

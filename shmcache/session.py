@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmcache.arena import Arena, Counter
 from shmcache.cached_client import CachedClient
@@ -17,6 +17,10 @@ from shmcache.config import Settings, load_settings
 from shmcache.errors import SettingsError
 from shmcache.execution_data_client import ExecutionDataClient
 from shmcache.work_queue import WorkQueue
+
+if TYPE_CHECKING:
+    from shmcache.async_execution_data_client import AsyncExecutionDataClient
+    from shmcache.direct_client import DirectClient
 
 
 class _Prepared(NamedTuple):
@@ -27,6 +31,7 @@ class _Prepared(NamedTuple):
 
 _prepared: _Prepared | None = None
 _clients: dict[int, ExecutionDataClient] = {}
+_async_clients: dict[int, AsyncExecutionDataClient] = {}
 _turn = threading.Lock()
 
 
@@ -35,6 +40,7 @@ def prepare(arena: Arena, database_url: str, settings: Settings) -> None:
     global _prepared  # noqa: PLW0603 - one a process, by intent: forked workers find it here
     _prepared = _Prepared(arena, database_url, settings)
     _clients.clear()
+    _async_clients.clear()
     os.environ["SHMCACHE_ARENA"] = arena.name
     os.environ["SHMCACHE_DATABASE_URL"] = database_url
     os.environ["SHMCACHE_MODE"] = settings.mode
@@ -50,6 +56,7 @@ def prepared_arena() -> Arena:
 def forget() -> None:
     """Undo `prepare` in this process: close its client, keep nothing of the arena."""
     global _prepared  # noqa: PLW0603
+    _async_clients.pop(os.getpid(), None)
     client = _clients.pop(os.getpid(), None)
     if client is not None:
         client.close()
@@ -70,6 +77,28 @@ def get_db_client() -> ExecutionDataClient:
     return client
 
 
+def get_db_async_client() -> AsyncExecutionDataClient:
+    """Return this process's client for event loops, whose calls are coroutines; all its loops may use the one.
+
+    The first call makes it, as `get_db_client` does, with which it shares everything. Raises as that."""
+    client = _async_clients.get(os.getpid())
+    if client is None:
+        shared = get_db_client()
+        with _turn:
+            client = _async_clients.get(os.getpid())
+            if client is None:
+                client = _async_clients[os.getpid()] = _make_async_client(shared)
+    return client
+
+
+def _make_async_client(shared: ExecutionDataClient) -> AsyncExecutionDataClient:
+    from shmcache.async_clients import CachedAsyncClient, DirectAsyncClient
+
+    if isinstance(shared, CachedClient):
+        return CachedAsyncClient(shared)
+    return DirectAsyncClient(_make_direct_client, prepared_arena())
+
+
 def _make_client() -> ExecutionDataClient:
     global _prepared  # noqa: PLW0603
     if _prepared is None:
@@ -80,15 +109,21 @@ def _make_client() -> ExecutionDataClient:
         _prepared = _Prepared(arena, settings.database_url, settings)
     arena, database_url, settings = _prepared
     if settings.mode == "direct":
-        from shmcache.direct_client import DirectClient
-
-        return DirectClient(
-            database_url,
-            work_queue=WorkQueue(arena),
-            settings=settings,
-            on_wait=lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS),
-        )
+        return _make_direct_client()
     return CachedClient(arena, database_url, settings)
+
+
+def _make_direct_client() -> DirectClient:
+    from shmcache.direct_client import DirectClient
+
+    assert _prepared is not None, "a client before its arena"
+    arena, database_url, settings = _prepared
+    return DirectClient(
+        database_url,
+        work_queue=WorkQueue(arena),
+        settings=settings,
+        on_wait=lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS),
+    )
 
 
 def _after_fork() -> None:

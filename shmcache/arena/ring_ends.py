@@ -97,6 +97,12 @@ class Ring:
         deadline = time.monotonic() + (_NEVER_SECONDS if timeout_seconds is None else timeout_seconds)
         return self._wait_for_head(lambda: words[committed] >= sequence, deadline)
 
+    def wait_for_advance(self, after: int, timeout_seconds: float) -> None:
+        """Wait until more than `after` is durable, at most so long."""
+        committed = self._region.state + layout.COMMITTED
+        words = self._words
+        self._wait_for_head(lambda: words[committed] != after, time.monotonic() + timeout_seconds)
+
     def wait_for_room(self, head: int, deadline: float) -> bool:
         """For producers: ask for a drain and wait until the head is no longer at `head`; return whether it is not."""
         words = self._words
