@@ -68,6 +68,10 @@ class AsyncCalls(ABC):
     async def _flush(self, timeout_seconds: float | None) -> None: ...
 
     @abstractmethod
+    def stop(self) -> None:
+        """What `close` does, for who has no event loop any more: end all threads, close what is open. Blocks."""
+
+    @abstractmethod
     async def _close(self) -> None: ...
 
     def _outside(self) -> None:

@@ -111,7 +111,15 @@ class _OverArena(AsyncExecutionDataClient):
         super().__init__(client)
         self._arena = arena
         self._errands = Errands(threads)
-        self._work_watch = Watch("shmcache work watch", arena.work_signal, arena.wait_for_signal)
+        self._work_watch = Watch("shmcache work watch", arena.work_signal, arena.wait_for_signal, arena.nudge)
+
+    def stop(self) -> None:
+        """End all threads, and wait for their end: nothing of this client uses the arena any more."""
+        self._work_watch.stop()
+        self._errands.stop()
+
+    async def _close(self) -> None:
+        await asyncio.to_thread(self.stop)
 
     async def _hurry(self, work: Callable[[], T]) -> T:
         """Do what takes the commit lock and waits for nothing else; while another has it, a thread waits."""
@@ -242,9 +250,12 @@ class CachedAsyncClient(_OverArena):
         if not await watch.until(_is_committed(ring, wanted), timeout_seconds):
             raise FlushTimeout(ring.name, ring.committed_sequence, wanted, time.monotonic() - started)
 
-    async def _close(self) -> None:
-        await self._errands.run(self._shared.close)
-        await self._errands.close()
+    def stop(self) -> None:
+        """End all threads, close the connection. The arena stays attached: it belongs to the process."""
+        self._write_watch.stop()
+        self._charge_watch.stop()
+        super().stop()
+        self._shared.close()
 
 
 class DirectAsyncClient(_OverArena):
@@ -287,15 +298,16 @@ class DirectAsyncClient(_OverArena):
     async def _flush(self, timeout_seconds: float | None) -> None:
         """Everything is committed already."""
 
-    async def _close(self) -> None:
+    def stop(self) -> None:
+        """End all threads, close their connections."""
+        super().stop()
         made, self._made, self._clients = self._made, [], threading.local()
-        await self._errands.close()
         for client in made:
-            await asyncio.to_thread(client.close)
+            client.close()
 
 
 def _watch_ring(ring: Ring) -> Watch:
-    return Watch(f"shmcache {ring.name} watch", lambda: ring.committed_sequence, ring.wait_for_advance)
+    return Watch(f"shmcache {ring.name} watch", lambda: ring.committed_sequence, ring.wait_for_advance, ring.nudge)
 
 
 def _is_committed(ring: Ring, wanted: int) -> Callable[[], bool]:

@@ -42,11 +42,11 @@ class Errands:
                 await _end_of(future)
             raise
 
-    async def close(self) -> None:
+    def stop(self) -> None:
         """Return when the threads have done what they are at, and ended. Who needs one later starts others."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            await asyncio.to_thread(pool.shutdown)
+            pool.shutdown()
 
 
 def _do(errand: Errand, work: Callable[[], T], at_once: bool) -> T:

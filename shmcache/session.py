@@ -56,7 +56,9 @@ def prepared_arena() -> Arena:
 def forget() -> None:
     """Undo `prepare` in this process: close its client, keep nothing of the arena."""
     global _prepared  # noqa: PLW0603
-    _async_clients.pop(os.getpid(), None)
+    asynchronous = _async_clients.pop(os.getpid(), None)
+    if asynchronous is not None:
+        asynchronous.stop()
     client = _clients.pop(os.getpid(), None)
     if client is not None:
         client.close()

@@ -5,7 +5,7 @@
               3 sleeps until the word is another than it was; then again
 
 A change between a task's look and the thread's sleep is no loss: the word is another by then than the thread noted. The
-thread begins with the first task and ends some time after the last; it holds nothing while it sleeps.
+thread begins with the first task and ends some time after the last, or at `stop`; it holds nothing while it sleeps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from shmcache.errors import ClientClosed
+
 _TURN_SECONDS = 5.0
 
 
@@ -28,12 +30,22 @@ class _Waiting(NamedTuple):
 
 
 class Watch:
-    """Watches a word: `read` returns it, `sleep(seen, timeout_seconds)` waits until it is another."""
+    """Watches a word.
 
-    def __init__(self, name: str, read: Callable[[], int], sleep: Callable[[int, float], None]) -> None:
+    `read()` returns it, `sleep(seen, timeout_seconds, give_up)` waits until it is another, or until `give_up()` after
+    `nudge()`."""
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], int],
+        sleep: Callable[[int, float, Callable[[], bool]], None],
+        nudge: Callable[[], None],
+    ) -> None:
         self._name = name
         self._read = read
         self._sleep = sleep
+        self._nudge = nudge
         self.forked()
         _all.add(self)
 
@@ -42,14 +54,17 @@ class Watch:
         self._turn = threading.Lock()
         self._waiting: dict[asyncio.Future[None], _Waiting] = {}
         self._thread: threading.Thread | None = None
+        self._stopping = False
 
     async def until(self, there: Callable[[], bool], timeout_seconds: float | None) -> bool:
         """Wait until `there()`, which changes with the word only; return whether that came. None: without limit.
 
-        Raises what the sleeping thread was stopped by."""
+        Raises what ended the thread: ClientClosed, or an error of the arena."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(there, loop, loop.create_future())
         with self._turn:
+            if self._stopping:
+                raise ClientClosed
             self._waiting[waiting.seen] = waiting
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -66,6 +81,16 @@ class Watch:
             with self._turn:
                 self._waiting.pop(waiting.seen, None)
 
+    def stop(self) -> None:
+        """End the thread, and wait for its end: it uses the arena no more. Who still waits gets ClientClosed."""
+        with self._turn:
+            thread = self._thread
+            self._stopping = thread is not None
+        if thread is not None:
+            self._nudge()
+            thread.join()
+            self._stopping = False
+
     def _run(self) -> None:
         try:
             while True:
@@ -75,10 +100,12 @@ class Watch:
                         self._thread = None
                         return
                     waiting = list(self._waiting.values())
+                if self._stopping:
+                    raise ClientClosed
                 for each in waiting:
                     if each.there():
                         _settle(each, None)
-                self._sleep(seen, _TURN_SECONDS)
+                self._sleep(seen, _TURN_SECONDS, lambda: self._stopping)
         except Exception as error:
             with self._turn:
                 stranded, self._waiting, self._thread = list(self._waiting.values()), {}, None

@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import Self
 
 from shmcache.arena import check, layout, segment, survey, work
@@ -185,11 +186,19 @@ class Arena(Changeable):
         signal: int = self._words[QUEUE_SIGNAL]
         return signal
 
-    def wait_for_signal(self, seen: int, timeout_seconds: float) -> None:
-        """Wait until `work_signal` is another than it was, at most so long. Claims nothing."""
+    def wait_for_signal(self, seen: int, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
+        """Wait until `work_signal` is another than it was, at most so long, or until `give_up()` after a `nudge`.
+
+        Claims nothing."""
         words = self._words
         deadline = time.monotonic() + timeout_seconds
-        self._critical.wait(QUEUE_SIGNAL, QUEUE_WAITERS, lambda: words[QUEUE_SIGNAL] != seen, deadline)
+        self._critical.wait(QUEUE_SIGNAL, QUEUE_WAITERS, lambda: words[QUEUE_SIGNAL] != seen or give_up(), deadline)
+
+    def nudge(self) -> None:
+        """Have everybody who waits for work look again."""
+        with self._critical:
+            self._words[QUEUE_SIGNAL] += 1
+        self._critical.wake(QUEUE_SIGNAL)
 
     def wait_for_lock(self) -> None:
         """Return when the commit lock could be had. Raises LockTimeout."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from shmcache.errors import ClientClosed
 from shmcache.watch import Watch
 
 
@@ -16,17 +18,19 @@ class Word:
     def __init__(self) -> None:
         self.value = 0
         self.changed = threading.Condition()
-        self.sleeps = 0
 
     def set(self, value: int) -> None:
         with self.changed:
             self.value = value
             self.changed.notify_all()
 
-    def sleep(self, seen: int, timeout_seconds: float) -> None:
+    def sleep(self, seen: int, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
         with self.changed:
-            self.sleeps += 1
-            self.changed.wait_for(lambda: self.value != seen, timeout_seconds)
+            self.changed.wait_for(lambda: self.value != seen or give_up(), timeout_seconds)
+
+    def nudge(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
 
 @pytest.fixture
@@ -35,13 +39,16 @@ def word() -> Word:
 
 
 @pytest.fixture
-def watch(word: Word) -> Watch:
-    return Watch("test watch", lambda: word.value, word.sleep)
+def watch(word: Word) -> Iterator[Watch]:
+    made = Watch("test watch", lambda: word.value, word.sleep, word.nudge)
+    yield made
+    made.stop()
 
 
 def test_each_waits_for_its_own_and_one_thread_sleeps_for_all(word: Word, watch: Watch) -> None:
     async def main() -> None:
-        waiting = [asyncio.create_task(watch.until(lambda wanted=n: word.value >= wanted, None)) for n in (1, 2, 2)]
+        conditions: list[Callable[[], bool]] = [lambda: word.value >= 1, *[lambda: word.value >= 2] * 2]
+        waiting = [asyncio.create_task(watch.until(each, None)) for each in conditions]
         await asyncio.sleep(0)
         assert [each.name for each in threading.enumerate()].count("test watch") == 1
         word.set(1)
@@ -94,14 +101,27 @@ def test_a_cancelled_task_is_waited_for_no_longer(word: Word, watch: Watch) -> N
 
 
 def test_who_waits_is_told_what_stopped_the_thread(word: Word) -> None:
-    def fail(seen: int, timeout_seconds: float) -> None:
+    def fail(*_: object) -> None:
         raise ValueError("the memory is gone")
 
     async def main() -> None:
-        watch = Watch("test watch", lambda: word.value, fail)
+        watch = Watch("test watch", lambda: word.value, fail, word.nudge)
         with pytest.raises(ValueError, match="the memory is gone"):
             await watch.until(lambda: False, 30.0)
         with pytest.raises(ValueError, match="the memory is gone"):  # and so is who comes after it
             await watch.until(lambda: False, 30.0)
+
+    asyncio.run(main())
+
+
+def test_stopped_its_thread_has_ended_and_who_waits_is_told(word: Word, watch: Watch) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(watch.until(lambda: False, None))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(watch.stop)
+        assert "test watch" not in [each.name for each in threading.enumerate()]
+        with pytest.raises(ClientClosed):
+            await task
+        assert await watch.until(lambda: True, None)  # and it can be used again
 
     asyncio.run(main())
