@@ -17,7 +17,8 @@ import psycopg
 import pytest
 
 from shmcache import get_db_async_client, session
-from shmcache.arena import Arena
+from shmcache.arena import Arena, Transaction
+from shmcache.arena.transaction import Outcome
 from shmcache.async_clients import CachedAsyncClient
 from shmcache.async_execution_data_client import AsyncExecutionDataClient
 from shmcache.cached_client import CachedClient
@@ -312,6 +313,31 @@ def test_who_waits_for_a_lock_leaves_the_loop_alone(
         assert (await client.get_graph_execution(run)).status is S.RUNNING
 
     asyncio.run(main())
+
+
+def test_a_write_whose_record_cannot_be_kept_decoded_for_a_lock_is_made_once(
+    client: CachedAsyncClient, arena: Arena, user: str, monkeypatch: pytest.MonkeyPatch, in_child: InChild
+) -> None:
+    run = asyncio.run(client.create_graph_execution(GRAPH, user)).id
+    holder = None
+    commit = arena.commit
+
+    def commit_and_lose_the_lock(wanted: Transaction) -> Outcome:
+        nonlocal holder
+        outcome = commit(wanted)
+        holder = psutil.Process(in_child(hold_the_lock(arena)))
+        await_true(lambda: arena.lock_holders() == {holder.pid})
+        arena.own_lane.lowest = 1 << 63  # as if nothing had been kept decoded yet: keeping takes the lock
+        return outcome
+
+    monkeypatch.setattr(arena, "commit", commit_and_lose_the_lock)
+    before = arena.write_ring.last_sequence
+    in_one_step(client.update_graph_execution_stats(run, S.RUNNING))
+    assert arena.write_ring.last_sequence == before + 1
+    assert holder is not None
+    holder.terminate()
+    await_true(lambda: not arena.lock_holders())
+    assert in_one_step(client.get_graph_execution(run)).status is S.RUNNING
 
 
 @pytest.fixture
