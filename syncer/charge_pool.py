@@ -97,10 +97,7 @@ class ChargePool(RingConsumer):
 
     def _begin(self) -> None:
         logger.info("Charge manager started")
-        with _nameless_main_module():
-            pool = self._pool = self._make_pool()
-            for _ in range(self._settings.charge_workers):
-                pool.submit(os.getpid)  # brings the processes up before the first charge waits for them
+        self._start_pool()
         self._client = CachedClient(self._arena, self._database_url, self._settings)
         self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
         self._callbacks = Callbacks.start(self._database_url)
@@ -231,6 +228,7 @@ class ChargePool(RingConsumer):
     # Between batches
 
     def _look_around(self) -> bool:
+        self._mend_pool()
         if self._ring.committed_sequence < self._ring.last_sequence and self._backoff.tries:
             return False  # the database is away, and this process is asked to end
         try:
@@ -281,6 +279,24 @@ class ChargePool(RingConsumer):
             self._arena.count(Counter.POOL_REPLACED)
             self._end_pool(kill=True)
         return super()._wait_after(error, should_stop)
+
+    def _mend_pool(self) -> None:
+        """Replace a pool of which a process died between two batches: the next charge need not wait for a new one."""
+        try:
+            if self._pool is not None:
+                self._pool.submit(os.getpid)
+        except BrokenProcessPool:
+            logger.warning("a process of the charge pool died: it is replaced")
+            self._arena.count(Counter.POOL_REPLACED)
+            self._end_pool(kill=True)
+            self._start_pool()
+
+    def _start_pool(self) -> None:
+        """Bring the pool's processes up, before a charge waits for them."""
+        with _nameless_main_module():
+            pool = self._pool = self._make_pool()
+            for _ in range(self._settings.charge_workers):
+                pool.submit(os.getpid)
 
     def _make_pool(self) -> Executor:
         return ProcessPoolExecutor(

@@ -5,7 +5,7 @@
     3  read      entries behind the checkpoint; nothing is held on the ring    death: nothing had happened
     4  carry     entries and checkpoint into the database                      death: see the subclass
     5  advance   the ring's head moves                                         death: the next leader does it in step 2
-    6  wait      until asked to drain, the ring is half full, or the interval is over; then 3 again
+    6  wait      until asked to drain, the ring is at its high-water mark, or the interval is over; then 3 again
 
 What passes (a lost connection, a deadlock, a shutdown, a full disk) repeats from 3 for ever, with growing waits. How
 large a batch may be follows from how long the last ones took (see `batch_limit`). Asked to stop, it drains what is on
@@ -190,8 +190,16 @@ class RingConsumer(ABC):
                 return begun
 
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
-        """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
-        while not self._abandon() and (entries := self._take(sequence)):
+        """Carry what is on the ring behind `sequence`; return the sequence reached. Raises Fenced.
+
+        What comes meanwhile waits for the next drain, unless much comes or it is the last one: a consumer that ran
+        after its producers would make a transaction of every few entries."""
+        newest = self._ring.last_sequence
+        while (
+            not self._abandon()
+            and (sequence < newest or self._ring.is_high or should_stop())
+            and (entries := self._take(sequence))
+        ):
             started = time.monotonic()
             try:
                 self._carry(entries, epoch)

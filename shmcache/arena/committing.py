@@ -69,7 +69,7 @@ class Changeable(Readable):
         self._regions = (write, charge)
         self.write_ring = Ring(mapped, self._critical, write)
         self.charge_ring = Ring(mapped, self._critical, charge)
-        self._changes = Changes(mapped, self._table, self._slabs, {"write": write, "charge": charge})
+        self._changes = Changes(mapped, self._table, self._slabs, write, charge)
         self._lanes = Lanes(mapped)
         self._room = Room(mapped, self._critical, self._changes, self._stripes, self._lanes, self.write_ring)
         self.own_lane = OwnLane(mapped, self._critical, self._table, self._lanes)

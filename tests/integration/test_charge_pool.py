@@ -149,7 +149,7 @@ def test_killed_pool_processes_are_replaced_and_nothing_is_charged_twice(
         pool[turn % 2].kill()
         settle_all(arena)
         charge(arena, users, 600 + turn * 8, 8)
-        settle_all(arena)  # an idle pool whose process was killed is noticed at the next charge
+        settle_all(arena)  # and whether it is noticed now or when the pool is idle again, there will be another
     with connect(database_url, application_name="test") as connection:
         rows = connection.execute("SELECT count(*), count(DISTINCT transaction_key) FROM ledger").fetchone()
         balance = connection.execute("SELECT sum(opening_balance - balance) FROM accounts").fetchone()
