@@ -29,7 +29,7 @@ from syncer.charge_pool import ChargePool
 from syncer.election import remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
-from tools.leftovers import claim, drain, drain_leftovers, open_arena, unsynced
+from tools.leftovers import claim, drain, drain_leftovers, open_arena, refuse_unusable, unsynced
 from tools.processes import Processes, Role
 from tools.signals import SignalQueue
 
@@ -110,6 +110,7 @@ class Supervisor:
 
     def _supervise(self, job: Job) -> bool:
         settings = self._settings
+        refuse_unusable(self._arena_name)
         with connect(self.database_url, application_name="shmcache supervisor") as connection:
             migrate(connection)
             database_identity = identity(connection)
