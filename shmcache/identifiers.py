@@ -15,10 +15,10 @@ _from_hex = bytes.fromhex
 def new_id() -> str:
     """Return a new UUID of version 7 (RFC 9562): its first 48 bits are milliseconds, so that rows written
     together lie together in a B-tree; the rest is random."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    random = os.urandom(10)
+    when = f"{time.time_ns() // 1_000_000:012x}"
+    rest = random.hex()
+    return f"{when[:8]}-{when[8:]}-7{rest[:3]}-{'89ab'[random[9] & 3]}{rest[3:6]}-{rest[6:18]}"
 
 
 def derived_id(*parts: str) -> str:

@@ -41,8 +41,9 @@ ShouldStop = Callable[[], bool]
 _TURN_SECONDS = 0.1
 _STOPPING_SECONDS = 10.0
 _OUTAGE_LOG_SECONDS = 60.0
-_COMMIT_SECONDS = 0.5
-"""How long a commit may well take: a durable write, a new leader and a fenced one wait for about so much."""
+_COMMIT_SECONDS = 0.25
+"""How long a commit may well take: a durable write, a write to a full ring, a new leader and a fenced one wait for
+about so much, or twice."""
 _IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
 _TRANSACTION_SECONDS = 300
 """A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one. The

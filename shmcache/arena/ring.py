@@ -197,11 +197,14 @@ class RingRegion:
 
     def _start(self, after: int) -> tuple[int, int]:
         """Return a position from which to read entries younger than `after`, and the sequence before it."""
+        # In this order: where another consumer moves the head in between, what lies there has a later sequence than is
+        # expected. The other way round, an entry that is written and not committed could be just what is expected.
+        committed = self._words[self.state + COMMITTED]
         head = self._words[self.state + HEAD]
         for sequence, position in self._cursors:
             if sequence <= after and head <= position <= self._words[self.state + TAIL]:
                 return position, sequence
-        return head, self._words[self.state + COMMITTED]
+        return head, committed
 
     def _position_after(self, wanted: int, tail: int) -> int:
         position, sequence = self._start(wanted)
