@@ -20,7 +20,6 @@ from shmcache.arena.patience import HURRIED, Errand, WouldWait, patience
 from shmcache.arena.transaction import Outcome
 from shmcache.async_execution_data_client import AsyncExecutionDataClient
 from shmcache.cached_client import CachedClient
-from shmcache.charge_manager import ChargeManager
 from shmcache.direct_client import DirectClient
 from shmcache.errands import Errands
 from shmcache.errors import FlushTimeout, InvalidValue
@@ -56,12 +55,12 @@ class _Unwaiting(CachedClient):
     It shares all that the other has: what is decoded, the connection, transactions, receipts."""
 
     def __init__(self, shared: CachedClient, noted: _OfThisThread) -> None:
+        super().__init__(shared._arena, "", shared._settings)
+        charges = self._charges  # it waits as we do
         self.__dict__.update(shared.__dict__)
+        self._charges = charges
         self._shared = shared
         self._noted = noted
-        self._charges = ChargeManager(
-            spend=self._spend, wait_settled=self._wait_settled, get_node=self.get_node, settings=self._settings
-        )
 
     def _note_receipt(self, outcome: Outcome) -> None:
         super()._note_receipt(outcome)
