@@ -26,6 +26,7 @@ from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavai
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import freeze, thaw
 from shmcache.nested_pins import is_nested, put_together, split_pin, take
+from shmcache.progress import heartbeat
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -451,4 +452,5 @@ class Manager:
                 if not waited:
                     logger.warning("waiting: %s", error)
                     waited = True
+                heartbeat()
                 threading.Event().wait(_RETRY_SECONDS)

@@ -21,7 +21,7 @@ def database_url(settings: Settings) -> Iterator[str]:
 
     Raises DatabaseUnavailable, also for what the database answers inside the block."""
     server = None if settings.database_url else EmbeddedServer.start(settings.state_dir)
-    url = with_table_set(settings.database_url or (server.url if server else ""), settings.table_set)
+    url = with_table_set(settings.database_url or (server.url if server else ""), settings.schema)
     try:
         with connect(url, application_name="shmcache command") as connection:
             migrate(connection)

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from shmcache.blocks import Block
-from shmcache.config import Settings, settings
+from shmcache.config import Settings, load_settings
 from shmcache.nested_pins import put_together
+
+_settings = cache(load_settings)
 
 
 def block_usage_cost(
@@ -29,6 +32,6 @@ def execution_usage_cost(execution_count: int, chosen: Settings | None = None) -
     """Return the fee for a user's `execution_count`-th execution, 0 for most of them, and that count.
 
     SHMCACHE_EXECUTION_FEE on every SHMCACHE_EXECUTION_FEE_EVERY-th, unless other settings are given."""
-    wanted = chosen or settings()
+    wanted = chosen or _settings()
     is_due = execution_count > 0 and execution_count % wanted.execution_fee_every == 0
     return (wanted.execution_fee if is_due else 0), execution_count

@@ -37,6 +37,19 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
                 connection.execute("INSERT INTO migrations (name) VALUES (%s)", (script.name,))
 
 
+def migrations(table_set: TableSet = "shmcache") -> list[str]:
+    """Return the names of all migrations that this version has for a set of tables, in order."""
+    return [script.name for script in _scripts(table_set)]
+
+
+def applied_migrations(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return the names of those that a database has, in order; none where the schema is not there. Changes nothing."""
+    row = connection.execute("SELECT to_regclass('shmcache.migrations') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return []
+    return [str(row[0]) for row in connection.execute("SELECT name FROM shmcache.migrations ORDER BY name")]
+
+
 def _apply(connection: psycopg.Connection[Any], script: Traversable) -> None:
     try:
         connection.execute(script.read_text(encoding="utf-8").encode())
