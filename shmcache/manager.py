@@ -53,11 +53,13 @@ class Stopped(Exception):
     process's end."""
 
 
-def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+def run_worker(
+    client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int, *, durable_ends: bool = False
+) -> None:
     """Take work and do it until `should_stop()`; the entry at hand is finished first.
 
     A node execution whose workers died `max_attempts` times is FAILED."""
-    manager = Manager(client, should_stop, max_attempts)
+    manager = Manager(client, should_stop, max_attempts, durable_ends=durable_ends)
     while not should_stop():
         work = client.take_work(_TAKE_SECONDS)
         if work is not None:
@@ -105,9 +107,19 @@ class _Refused(Exception):
 
 
 class Manager:
-    """Does the work of graph executions through a client."""
+    """Does the work of graph executions through a client.
 
-    def __init__(self, client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+    `durable_ends`: the end of a node, or of a graph, is in PostgreSQL before the next entry is taken."""
+
+    def __init__(
+        self,
+        client: ExecutionDataClient,
+        should_stop: Callable[[], bool],
+        max_attempts: int,
+        *,
+        durable_ends: bool = False,
+    ) -> None:
+        self._durable_ends = durable_ends
         self._client = client
         self._should_stop = should_stop
         self._max_attempts = max_attempts
@@ -183,6 +195,7 @@ class Manager:
             client.end_work(work, work.id)
 
         self._persist(client.atomically, finish)
+        self._flush_end()
 
     def _put_back_queued(self, work: Work) -> None:
         """Put what the dead worker had queued on the queue: it may have come no further than the data with it."""
@@ -288,6 +301,12 @@ class Manager:
 
     def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         self._persist(self._client.atomically, partial(self._end_now, work, execution, status))
+        self._flush_end()
+
+    def _flush_end(self) -> None:
+        """Wait until what has ended is in the database, its charge too, where the settings ask for that."""
+        if self._durable_ends:
+            self._persist(self._client.flush)
 
     def _end_now(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}
@@ -339,6 +358,7 @@ class Manager:
                     self._end(last, execution, ExecutionStatus.COMPLETED)
             begin = end
             if last:
+                self._flush_end()
                 return
 
     def _give_now(self, execution: NodeExecution, step: Sequence[_Piece], again: bool, ending: Work | None) -> None:
