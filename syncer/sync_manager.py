@@ -136,7 +136,9 @@ class SyncManager(RingConsumer):
         self._arena.count(Counter.SYNCED_OUTPUTS, outputs)
         self._arena.count(Counter.SYNCED_STATUSES, statuses)
         self._arena.count(Counter.DEAD_LETTERS, len(refused) + len(batch.broken))
-        logger.info("Synced %d outputs and %d statuses", outputs, statuses)
+        logger.info(
+            "Synced %d outputs and %d statuses", outputs, statuses, extra={"outputs": outputs, "statuses": statuses}
+        )
         self._announcer.note(batch[-1].sequence, _graph_executions(batch.rows))
         self._tell()
 

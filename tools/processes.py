@@ -28,6 +28,7 @@ from setproctitle import setproctitle
 
 from shmcache.arena import Arena
 from shmcache.errors import ShmcacheError
+from tools.logs import end_logging
 from tools.signals import QUEUED
 from tools.trace_file import write_traceback
 
@@ -198,7 +199,9 @@ class Processes:
             raise CannotStart(f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log")
         wait = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(self._quick_deaths[name], 20)) if quick else 0.0
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        logger.warning("%s %d %s: starting another", name, pid, ended)
+        logger.warning(
+            "%s %d %s: starting another", name, pid, ended, extra={"dead_role": name, "dead_pid": pid, "status": code}
+        )
         self.restarts[name] = self.restarts.get(name, 0) + 1
         self._delayed.append(_Delayed(child.role, now + wait))
 
@@ -234,6 +237,7 @@ def _live(role: Role, arena: Arena, parent: int) -> NoReturn:
     except BaseException as error:
         logger.error("%s failed: %s: %s (details in %s)", role.name, type(error).__name__, error, write_traceback())
     finally:
+        end_logging()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)
