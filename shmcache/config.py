@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     )
     decoded_records: int = Field(default=16_384, gt=0, description="records kept decoded in each process")
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
+    flush_on: Literal["interval", "node"] = Field(
+        default="interval",
+        description="interval, or node: a node's end is in PostgreSQL before its worker takes the next one",
+    )
     ring_wait: Seconds = Field(default=10.0, description="how long a write waits for room before RingFull")
     lock_wait: Seconds = Field(default=30.0, description="how long a lock is waited for before LockTimeout")
     stopped_wait: Seconds = Field(

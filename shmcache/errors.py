@@ -241,8 +241,12 @@ class NotOwner(ShmcacheError):
     `token` counts the takings; `seconds` is how long the owner's lease lasts at least, 0 if that is over or unknown."""
 
     def __init__(self, graph_exec_id: str, arena_id: str, token: int, seconds: float = 0.0) -> None:
-        lease = f"whose lease lasts {seconds:.1f} s more" if seconds > 0 else "which has taken it"
-        super().__init__(f"graph execution {graph_exec_id} belongs to arena {arena_id} by token {token}, {lease}")
+        reason = (
+            f"whose lease lasts {seconds:.1f} s more: take it when that is over"
+            if seconds > 0
+            else "which has taken it: nothing that another host writes of it is kept but as a dead letter"
+        )
+        super().__init__(f"graph execution {graph_exec_id} belongs to arena {arena_id} by token {token}, {reason}")
         self.graph_exec_id = graph_exec_id
         self.arena_id = arena_id
         self.token = token

@@ -57,13 +57,18 @@ class Stopped(Exception):
 
 
 def run_worker(
-    client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int, max_steps: int | None = None
+    client: ExecutionDataClient,
+    should_stop: Callable[[], bool],
+    max_attempts: int,
+    max_steps: int | None = None,
+    *,
+    durable_ends: bool = False,
 ) -> None:
     """Take work and do it until `should_stop()`; the entry at hand is finished first.
 
     A node execution whose workers died `max_attempts` times is FAILED. A graph execution of which `max_steps` node
     executions have run runs no other: they end TERMINATED."""
-    manager = Manager(client, should_stop, max_attempts, max_steps)
+    manager = Manager(client, should_stop, max_attempts, max_steps, durable_ends=durable_ends)
     while not should_stop():
         work = client.take_work(_TAKE_SECONDS)
         if work is not None:
@@ -116,7 +121,9 @@ class _Refused(Exception):
 
 
 class Manager:
-    """Does the work of graph executions through a client."""
+    """Does the work of graph executions through a client.
+
+    `durable_ends`: the end of a node, or of a graph, is in PostgreSQL before the next entry is taken."""
 
     def __init__(
         self,
@@ -124,7 +131,10 @@ class Manager:
         should_stop: Callable[[], bool],
         max_attempts: int,
         max_steps: int | None = None,
+        *,
+        durable_ends: bool = False,
     ) -> None:
+        self._durable_ends = durable_ends
         self._client = client
         self._max_steps = max_steps
         self._should_stop = should_stop
@@ -201,6 +211,7 @@ class Manager:
             client.end_work(work, work.id)
 
         self._persist(client.atomically, finish)
+        self._flush_end()
 
     def _put_back_queued(self, work: Work) -> None:
         """Put what the dead worker had queued on the queue: it may have come no further than the data with it."""
@@ -313,6 +324,12 @@ class Manager:
 
     def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         self._persist(self._client.atomically, partial(self._end_now, work, execution, status))
+        self._flush_end()
+
+    def _flush_end(self) -> None:
+        """Wait until what has ended is in the database, its charge too, where the settings ask for that."""
+        if self._durable_ends:
+            self._persist(self._client.flush)
 
     def _end_now(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}
@@ -368,6 +385,7 @@ class Manager:
                     self._end(last, execution, ExecutionStatus.COMPLETED)
             begin = end
             if last:
+                self._flush_end()
                 return
 
     def _give_now(self, execution: NodeExecution, step: Sequence[_Piece], again: bool, ending: Work | None) -> None:

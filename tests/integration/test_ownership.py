@@ -31,7 +31,7 @@ from syncer.replay import replay
 from syncer.sync_manager import SyncManager
 from tests import kill_points
 from tests.integration.faults import await_blocked, await_true
-from tests.integration.test_clients import SINK, small_graph
+from tests.integration.test_clients import SINK, SOURCE, small_graph
 from tests.integration.test_definition_changes import Gate, ask_to_end
 
 S = ExecutionStatus
@@ -325,6 +325,39 @@ def test_a_dead_letter_of_what_was_taken_is_refused_again_when_it_is_replayed(
     assert list(replayed.refused) == [letter]
     assert "token 2" in replayed.refused[letter]
     assert outputs(connection, step) == []
+
+
+def test_who_takes_over_finds_whole_steps_wherever_the_old_owner_was_lost(
+    make_host: Callable[..., Host], connection: Connection, database_url: str
+) -> None:
+    host = make_host("one")
+    user = new_id()
+    queries.create_account(connection, user, 1_000)
+    run = host.client.create_graph_execution(GRAPH, user).id
+    host.client.put_work(WorkKind.START, run, run)
+    manager = Manager(host.client, lambda: False, 1)
+    while (work := host.client.take_work(0.0)) is not None:
+        manager.do(work)
+    batches: list[list[str]] = []
+
+    def look() -> None:
+        executions = {each.node_id: each for each in queries.load_node_executions(connection, run)}
+        source, sink = executions.get(SOURCE), executions.get(SINK)
+        if source is not None and source.status is S.COMPLETED:
+            assert list(source.outputs["value"]) == [7]
+            assert sink is not None
+            assert sorted(sink.inputs) == ["left", "right"]
+            assert sink.status is not S.INCOMPLETE
+        if sink is not None and sink.status is S.COMPLETED:
+            assert sink.output_count == 1
+        batches.append([each.status.value for each in executions.values()])
+
+    syncer = SyncManager(host.arena, database_url, host.settings)
+    syncer._limit.entries = syncer._limit._most_entries = 1
+    syncer.on_batch = look
+    syncer.run_once()
+    assert len(batches) > 4
+    assert batches[-1] == ["COMPLETED", "COMPLETED"]
 
 
 @pytest.mark.parametrize("step_name", kill_points.steps_of(ownership))

@@ -113,7 +113,7 @@ def test_who_has_written_nothing_or_writes_directly_keeps_nobody_waiting(
     reader.wait_for("", 0.0)
 
 
-@pytest.mark.parametrize("watermark", ["x", "a:1:2", f"{new_id()}:1", f"{new_id()}:1:x", f"{new_id()}:1:2:3"])
+@pytest.mark.parametrize("watermark", ["x", "a:1:2", f"{SINK}:1", f"{SINK}:1:x", f"{SINK}:1:2:3"])
 def test_what_is_no_watermark_is_refused(reader: Reader, watermark: str) -> None:
     with pytest.raises(InvalidValue):
         reader.wait_for(watermark, 0.0)
@@ -164,7 +164,9 @@ def test_many_changes_are_told_in_few_messages_each_run_once_in_them(
         assert sorted(names) == sorted(runs)
         syncer.run_once()
         told = [read_announcement(each.payload) for each in listening.notifies(timeout=1)]
-    assert [each.graph_exec_ids for each in told if each] == [None]  # a new leader: anything may have changed
+    assert told[0] is not None
+    assert told[0].graph_exec_ids is None  # a new leader: anything may have changed
+    assert len(told) < 20
     assert told[-1] is not None
     assert (told[-1].arena_id, told[-1].sequence) == (arena.arena_id, arena.write_ring.last_sequence)
 
