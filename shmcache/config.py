@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shmcache.errors import SettingsError
@@ -29,6 +29,24 @@ Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0)]
 
 Bytes = Annotated[ByteSize, Field(gt=0)]
 """A size in bytes, also given as text with a unit."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of "PORT", "HOST:PORT" or "[IPv6]:PORT"; loopback without a host. Raises
+    ValueError."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{address!r}: an IPv6 address is written as [{host}]:{port}")
+    if address.startswith(":") or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is neither a PORT nor HOST:PORT, such as 127.0.0.1:9464")
+    return host or "127.0.0.1", int(port)
+
+
+def _check_address(address: str) -> str:
+    split_address(address)
+    return address
 
 
 class Settings(BaseSettings):
@@ -75,6 +93,13 @@ class Settings(BaseSettings):
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
     )
+    metrics_address: Annotated[str, AfterValidator(_check_address)] | None = Field(
+        default=None, description="PORT or HOST:PORT of the status page and the metrics; without one there are none"
+    )
+    metrics_token: SecretStr | None = Field(
+        default=None, min_length=8, description="what they ask for; needed to listen on more than loopback"
+    )
+    tracing: bool = Field(default=False, description="OpenTelemetry spans of batches, graphs and nodes (extra `otel`)")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 
 

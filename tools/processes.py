@@ -25,7 +25,8 @@ from typing import NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
-from shmcache.arena import Arena
+from shmcache import tracing
+from shmcache.arena import Arena, Counter
 from shmcache.errors import ShmcacheError
 from tools.signals import QUEUED
 from tools.trace_file import write_traceback
@@ -51,13 +52,15 @@ class Role(NamedTuple):
     """What a process is: its name, what it runs, and whether it is started again when it returns by itself.
 
     `stop_raises`: SIGTERM raises SystemExit in the body, for one that does not ask `should_stop`.
-    `leads`: others wait for what it does; one that is stopped is in their way."""
+    `leads`: others wait for what it does; one that is stopped is in their way.
+    `has_lane`: it uses the arena; one without only looks at it."""
 
     name: str
     body: Callable[[ShouldStop], None]
     restart_on_return: bool = True
     stop_raises: bool = False
     leads: bool = False
+    has_lane: bool = True
 
 
 class _Child(NamedTuple):
@@ -191,6 +194,7 @@ class Processes:
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         logger.warning("%s %d %s: starting another", name, pid, ended)
         self.restarts[name] = self.restarts.get(name, 0) + 1
+        self._arena.count(Counter.RESTARTS)
         self._delayed.append(_Delayed(child.role, now + wait))
 
 
@@ -215,8 +219,10 @@ def _live(role: Role, arena: Arena, parent: int) -> NoReturn:
         multiprocessing.current_process().name = role.name  # for the log
         setproctitle(f"shmcache: {role.name} ({arena.name})")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, QUEUED)
-        arena.enter(role.name)
-        role.body(lambda: stop or os.getppid() != parent)
+        if role.has_lane:
+            arena.enter(role.name)
+        with tracing.in_process(role.name, arena.name):
+            role.body(lambda: stop or os.getppid() != parent)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else _FAILED

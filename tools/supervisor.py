@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from shmcache import session
+from shmcache import session, tracing
 from shmcache.arena import Arena, free_bytes
 from shmcache.config import Settings
 from shmcache.database.connection import connect
@@ -30,6 +30,7 @@ from syncer.election import remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
 from tools.leftovers import claim, drain, drain_leftovers, open_arena, unsynced
+from tools.monitoring.server import Endpoint, endpoint, metrics_role
 from tools.processes import Processes, Role
 from tools.signals import SignalQueue
 
@@ -80,6 +81,7 @@ class Supervisor:
         self.counters: dict[str, int] = {}
         self.finished_at = 0.0
         self.arena_id = ""
+        self._endpoint: Endpoint | None = None
 
     def run(self, job: Job) -> bool:
         """Do a job from start to end; return whether it ended in order, with everything in the database.
@@ -88,6 +90,8 @@ class Supervisor:
         server = None
         # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+        tracing.want(self._settings.tracing)
+        self._endpoint = endpoint(self._settings)
         with self._signals:
             try:
                 if not self.database_url:
@@ -155,6 +159,8 @@ class Supervisor:
             processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop), leads=True))
         else:
             processes.start(Role("callbacks", lambda stop: deliver_notices(url, stop), restart_on_return=False))
+        if self._endpoint:
+            processes.start(metrics_role(arena, settings, self._endpoint))
         for _ in range(settings.workers):
             processes.start(self._worker)
 
@@ -195,7 +201,7 @@ class Supervisor:
             if close_all_holds(arena, self.database_url, settings):
                 self._drain(arena, processes, job)
         self.finished_at = time.monotonic()
-        processes.stop("worker", "syncer", "charger", "callbacks")
+        processes.stop("worker", "syncer", "charger", "callbacks", "metrics")
         self._loop(processes, job, lambda: not processes.count(), self._signals.wait)
         if work_left and settings.mode == "direct":
             return drain(arena, self.database_url, settings, lambda: not self._signals.is_empty)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shmcache.arena import work
 from shmcache.arena.counters import Counter, Lanes
 from shmcache.arena.critical import Critical
+from shmcache.arena.histograms import Histogram
 from shmcache.arena.layout import FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
 from shmcache.arena.table import Table
@@ -61,6 +62,19 @@ class OwnLane:
         if not self.lane:
             self.enter(self._role)
         self._lanes.count(self.lane, counter, amount)
+
+    def observe(self, histogram: Histogram, value: float, times: int) -> None:
+        """Note a value in one of this process's histograms. Raises ArenaError as `enter`."""
+        if not self.lane:
+            self.enter(self._role)
+        self._lanes.observe(self.lane, histogram, value, times)
+
+    def lead(self, epoch: int) -> None:
+        """Say in which epoch this process leads, 0 for not at all. Raises ArenaError as `enter`."""
+        if epoch and not self.lane:
+            self.enter(self._role)
+        if self.lane:
+            self._lanes.set_epoch(self.lane, epoch)
 
     def may_keep(self, entry: int, version: int) -> bool:
         """Say whether a record that was just read may be kept decoded, proved current by its entry's VERSION.
