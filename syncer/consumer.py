@@ -197,12 +197,15 @@ class RingConsumer(ABC):
                 return begun
 
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
-        """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
-        while not self._abandon():
-            self._measures.looks()
+        """Carry all that is on the ring by now behind `sequence`; return the sequence reached. Raises Fenced.
+
+        What comes meanwhile is for the next time: under load the ring is never empty, and one small batch after the
+        other would keep the database busy, and a leader that is asked to end from ending."""
+        self._measures.looks()
+        until = self._ring.last_sequence
+        while sequence < until and not self._abandon():
             entries = self._take(sequence)
             if not entries:
-                self._measures.found_none()
                 break
             started = time.monotonic()
             try:
@@ -220,6 +223,8 @@ class RingConsumer(ABC):
                 self._measures.batch(entries, time.monotonic() - started)
                 if self.on_batch is not None:
                     self.on_batch()
+        if sequence >= until:
+            self._measures.read_all()
         return sequence
 
     def _wait_after(self, error: Exception, should_stop: ShouldStop) -> bool:

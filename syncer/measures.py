@@ -2,7 +2,7 @@
 
 An entry has no time of its own on the ring (putting one there would cost every write); what it carries has. That is the
 time of the event, and of a few kinds of change older than the entry, but no entry is older than the one before it, nor
-than the last look that found none: the youngest of these is taken. Of a large batch some entries stand for all.
+than the look before the one that found it: the youngest of these is taken. Of a large batch some entries stand for all.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Measures:
         self._entries = CHARGE_BATCH if is_charge else WRITE_BATCH
 
     def looks(self) -> None:
-        """Take note that the ring is about to be read."""
+        """Take note that the ring is looked at now."""
         self._looked_at = time.time()
 
-    def found_none(self) -> None:
-        """Take note that there was nothing on the ring when it was looked at last."""
+    def read_all(self) -> None:
+        """Take note that all that was on the ring when it was looked at last has been carried."""
         self._not_older_than = max(self._not_older_than, self._looked_at)
 
     def batch(self, entries: Sequence[Entry], seconds: float) -> None:

@@ -1,4 +1,5 @@
-"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`, `bench`, `chaos`."""
+"""The command line: `shmcache run`, `supervise`, `inspect`, `top`, `accounts`, `drain`, `dead-letters`,
+`monitoring`, `bench`, `chaos`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import click
 
 from shmcache.errors import SettingsError, ShmcacheError
 from tools.accounts_commands import accounts
+from tools.monitoring.commands import monitoring
+from tools.top.command import top
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
@@ -156,6 +159,8 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+cli.add_command(monitoring)
+cli.add_command(top)
 
 
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -102,9 +102,7 @@ def test_a_stopped_holder_of_the_commit_lock_is_named_and_keeps_nobody_from_look
     finally:
         os.kill(pid, signal.SIGCONT)
         assert os.waitpid(pid, 0)[1] == 0
-    assert facts["lock_holders"] == [
-        {"lock": "commit", "thread": pid, "pid": pid, "died": False, "waited_for": False}
-    ]
+    assert facts["lock_holders"] == [{"lock": "commit", "thread": pid, "pid": pid, "died": False, "waited_for": False}]
     assert facts["occupancy"]["records"] == 2
 
 

@@ -57,9 +57,12 @@ class SnapshotCollector(Collector):
 
     `problems` says what is wrong, for `shmcache_ready`."""
 
-    def __init__(self, take: Callable[[], Snapshot], problems: Callable[[Snapshot], Sequence[str]]) -> None:
+    def __init__(
+        self, take: Callable[[], Snapshot], problems: Callable[[Snapshot], Sequence[str]], *, is_cached: bool = True
+    ) -> None:
         self._take = take
         self._problems = problems
+        self._is_cached = is_cached
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: names are not checked beforehand, as that takes a snapshot."""
@@ -68,11 +71,11 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of a new snapshot."""
         snapshot = self._take()
-        yield from families(snapshot, ready=not self._problems(snapshot))
+        yield from families(snapshot, ready=not self._problems(snapshot), is_cached=self._is_cached)
 
 
-def families(snapshot: Snapshot, *, ready: bool) -> Iterable[Metric]:
-    """Return a snapshot's metrics."""
+def families(snapshot: Snapshot, *, ready: bool, is_cached: bool = True) -> Iterable[Metric]:
+    """Return a snapshot's metrics; who leads the rings only where somebody is to."""
     yield _gauge(
         snapshot, "arena_info", "The arena, and the version of shmcache that runs it.", ("arena_id", "version"),
         [(snapshot.arena_id, _version())], [1],
@@ -80,6 +83,12 @@ def families(snapshot: Snapshot, *, ready: bool) -> Iterable[Metric]:
     yield _single(snapshot, "ready", "1 if nothing is wrong, as /readyz says it; else 0.", ready)
     yield from _memory(snapshot)
     yield from _rings(snapshot)
+    if is_cached:
+        names = [(ring.name,) for ring in snapshot.rings]
+        yield _gauge(
+            snapshot, "leader", "1 if a process drains the ring; else 0.", ("ring",), names,
+            [bool(ring.leader_pid) for ring in snapshot.rings],
+        )  # fmt: skip
     yield from _processes(snapshot)
     yield _single(snapshot, "work_outstanding", "Entries of the work queue, waiting or in work.",
                   snapshot.work_outstanding)  # fmt: skip
@@ -124,7 +133,6 @@ def _rings(snapshot: Snapshot) -> Iterable[Metric]:
         ("ring_entries", "Entries of a ring that are not in the database yet.", [ring.entries for ring in rings]),
         ("ring_oldest_entry_age_seconds", "How long the oldest of them waits; 0 without any.",
          [ring.oldest_seconds for ring in rings]),
-        ("leader", "1 if a process drains the ring; else 0.", [bool(ring.leader_pid) for ring in rings]),
         ("leader_epoch", "The epoch of who drains the ring; 0 if nobody does.", [ring.epoch for ring in rings]),
     ):  # fmt: skip
         yield _gauge(snapshot, name, text, ("ring",), names, values)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from shmcache.account_keys import ACCOUNTS, base_key
 from shmcache.arena import activity, survey
 from shmcache.arena.activity import Claimed, Waits
-from shmcache.arena.counters import LEADING_ROLES
+from shmcache.arena.counters import LEADING_ROLES, ROLES
 from shmcache.arena.histograms import Observed
 from shmcache.arena.mapping import is_mapping
 from shmcache.arena.survey import Holder, Lane, Occupancy, RingDepth
@@ -65,12 +65,13 @@ class Process(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """How much of a part of the arena is in use; in bytes, or in pieces."""
+    """How much of a part of the arena is in use; in bytes, or in pieces. `grows`: it gets larger when needed."""
 
     name: str
     used: int
     size: int
     is_bytes: bool
+    grows: bool = False
 
 
 class Credits(NamedTuple):
@@ -135,7 +136,7 @@ class Reader:
         lane_count = memory.layout.lane_count - 1
         fills = (
             Fill("records", occupancy.live_bytes, occupancy.slab_bytes, True),
-            Fill("entries", occupancy.entries_used, occupancy.entries, False),
+            Fill("entries", occupancy.entries_used, occupancy.entries, False, grows=True),
             *(Fill(f"{ring.name} ring", ring.used_bytes, ring.size, True) for ring in rings),
             Fill("lanes", len(lanes), lane_count, False),
         )
@@ -221,7 +222,7 @@ class Reader:
                 state = "running"
             seconds = max(0.0, now - since) if since else 0.0
             found.append(Process(lane.pid, lane.role, state, doing, seconds, facts.private_bytes if facts else 0))
-        return found
+        return sorted(found, key=lambda each: (ROLES.index(each.role), each.pid))
 
     def _doing(self, claim: Claimed) -> tuple[str, float]:
         """Return what a claimed entry of the work queue is, in words, and since when it runs (0: not known)."""

@@ -139,7 +139,7 @@ class App:
         self._is_cached = is_cached
         self._page = files("tools.monitoring").joinpath("page.html").read_text(encoding="utf-8")
         registry = CollectorRegistry()
-        registry.register(SnapshotCollector(lambda: watch.look(_FRESH_SECONDS)[0], self._problems))
+        registry.register(SnapshotCollector(lambda: watch.look(_FRESH_SECONDS)[0], self._problems, is_cached=is_cached))
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._open: dict[str, Callable[[WSGIEnvironment], tuple[int, Any]]] = {
             "/healthz": self._health, "/readyz": self._readiness,
@@ -228,7 +228,7 @@ def _policy(page: str) -> str:
 
     return (
         f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
