@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shmcache.arena import Arena, Counter, activity, survey
+from shmcache.arena import Arena, Counter, activity
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
@@ -20,10 +19,7 @@ from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, OutputWrite
 from syncer.measures import sample
 from syncer.sync_manager import SyncManager
 from tests.integration.charging import begin, open_account, priced_graph, queued, settle_now
-from tests.integration.faults import await_true
 from tests.integration.test_clients import SINK, small_graph
-
-InChild = Callable[[Callable[[Callable[[], bool]], None]], int]
 
 
 @pytest.fixture
@@ -107,47 +103,27 @@ def test_holds_are_timed_from_when_they_were_made_to_when_they_are_settled(
     assert seen["charge_batch_entries"].total >= 1
 
 
-def test_a_leader_that_is_asked_to_end_ends_while_others_go_on_writing(
-    arena: Arena, client: CachedClient, database_url: str, settings: Settings, in_child: InChild
+def test_a_leader_drains_what_is_there_and_not_for_ever_what_comes_meanwhile(
+    arena: Arena, client: CachedClient, database_url: str, settings: Settings
 ) -> None:
     run = client.create_graph_execution(small_graph()[0].id, new_id()).id
+    identifier, _ = client.upsert_execution_input(SINK, run, None)
+    batches = 0
 
-    def write(should_stop: Callable[[], bool]) -> None:
-        writer = CachedClient(arena, database_url, settings)
-        while not should_stop():
-            identifier, _ = writer.upsert_execution_input(SINK, run, None)
-            writer.upsert_execution_output(identifier, "out", 1)
+    def write_more() -> None:
+        nonlocal batches
+        batches += 1
+        assert batches < 20, "the leader never comes to an end"
+        client.upsert_execution_output(identifier, "out", batches)
 
-    for _ in range(3):
-        in_child(write)
-    leader = os.fork()
-    if not leader:
-        stop = False
-
-        def ask(*_: object) -> None:
-            nonlocal stop
-            stop = True
-
-        signal.signal(signal.SIGTERM, ask)
-        arena.enter("syncer")
-        SyncManager(arena, database_url, settings).run(lambda: stop)
-        os._exit(0)
-    try:
-        await_true(lambda: "write" in activity.leaders(survey.lanes(arena._memory)))
-        arena.write_ring.request_drain()
-        await_true(lambda: arena.write_ring.committed_sequence > 100)
-        os.kill(leader, signal.SIGTERM)
-        await_true(lambda: not _is_running(leader))
-        assert arena.write_ring.last_sequence > arena.write_ring.committed_sequence
-    finally:
-        if _is_running(leader):
-            os.kill(leader, signal.SIGKILL)
-        assert os.waitpid(leader, 0)[1] == 0
-    assert activity.leaders(survey.lanes(arena._memory)) == {}
-
-
-def _is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    manager = SyncManager(arena, database_url, settings)
+    manager.on_batch = write_more
+    manager.run_once()
+    assert batches == 1
+    assert arena.write_ring.last_sequence == arena.write_ring.committed_sequence + 1
+    manager.on_batch = None
+    manager.run_once()
+    assert arena.write_ring.last_sequence == arena.write_ring.committed_sequence
 
 
 def test_entries_carry_their_time_where_they_have_one() -> None:
