@@ -6,25 +6,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
-from rich.table import Table
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid, Horizontal, Vertical
 from textual.screen import ModalScreen, Screen
-from textual.widgets import DataTable, Footer, Label, Sparkline, Static
+from textual.widgets import DataTable, Footer, Label, Static
 
 from shmcache.config import Settings
 from shmcache.errors import ShmcacheError
-from tools.monitoring.figures import Point
 from tools.monitoring.reader import Snapshot
 from tools.top import actions
-from tools.top.texts import bar, duration, number, ratio, size
+from tools.top.parts import COLUMNS_OF_ARENAS, Tile, arena_row, locks, numbers, right, room
+from tools.top.texts import duration, number, ratio, size
 from tools.top.watching import Arenas, Look
 
 FLUSH_SECONDS = 30.0
-_BAR = 14
 _QUIT = Binding("q,ctrl+c", "app.quit", "quit", key_display="q")
 
 
@@ -85,7 +83,7 @@ class _Live(Screen[None]):
         if self.is_current:
             self.look()
 
-    @work(thread=True, exclusive=True)
+    @work(thread=True, exclusive=True, group="look")
     def look(self) -> None:
         """Look, and show what was found."""
         found = self.found()
@@ -104,7 +102,6 @@ class ArenasScreen(_Live):
     """All arenas of this user."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "open", priority=True), _QUIT]
-    _COLUMNS = ("arena", "of", "processes", "records", "in use", "gets/s", "puts/s", "unsynced", "oldest", "state")
 
     def compose(self) -> ComposeResult:
         """Lay out the screen."""
@@ -114,7 +111,7 @@ class ArenasScreen(_Live):
 
     def on_mount(self) -> None:
         """Begin to look."""
-        self.query_one(DataTable).add_columns(*self._COLUMNS)
+        self.query_one(DataTable).add_columns(*COLUMNS_OF_ARENAS)
         super().on_mount()
 
     def action_open(self) -> None:
@@ -135,52 +132,12 @@ class ArenasScreen(_Live):
         chosen = str(table.get_row_at(row)[0]) if table.is_valid_row_index(row) else ""
         table.clear()
         for look in looks:
-            table.add_row(*_arena_row(look))
+            table.add_row(*arena_row(look))
         names = [look.name for look in looks]
         table.move_cursor(row=names.index(chosen) if chosen in names else min(row, max(0, len(names) - 1)))
         self.query_one("#head", Static).update(
-            f"[b]{len(looks)}[/b] arenas of this user" if looks else "no arena of this user"
+            f"[b]{len(looks)}[/b] arena{'s' * (len(looks) != 1)} of this user" if looks else "no arena of this user"
         )
-
-
-def _arena_row(look: Look) -> list[Text | str]:
-    snapshot, figures = look.snapshot, look.figures
-    if snapshot is None or figures is None:
-        return [look.name, *[""] * 8, Text(look.problem, "red")]
-    wrong = Text("; ".join(look.problems), "red") if look.problems else Text("ready", "green")
-    alive = sum(process.state != "dead" for process in snapshot.processes)
-    return [
-        look.name, "SharedMapping" if snapshot.is_mapping else "executors", _right(str(alive)),
-        _right(number(snapshot.occupancy.records)),
-        _right(f"{size(snapshot.occupancy.live_bytes)} of {size(snapshot.size)}"),
-        _right(number(figures.gets)), _right(number(figures.puts)),
-        _right(number(sum(ring.entries for ring in snapshot.rings))),
-        _right(duration(max(ring.oldest_seconds for ring in snapshot.rings))), wrong,
-    ]  # fmt: skip
-
-
-def _right(text: str) -> Text:
-    return Text(text, justify="right")
-
-
-class _Tile(Vertical):
-    """A figure and its last minutes."""
-
-    def __init__(self, name: str, series: str) -> None:
-        super().__init__(classes="tile")
-        self._title = name
-        self._series = series
-
-    def compose(self) -> ComposeResult:
-        """Lay out the tile."""
-        yield Label(self._title)
-        yield Sparkline([], summary_function=max)
-
-    def show(self, value: str, points: tuple[Point, ...]) -> None:
-        """Show the value of now, and the last minutes."""
-        self.query_one(Label).update(Text.assemble((f"{self._title} ", "dim"), (value, "bold")))
-        values = [getattr(point, self._series) or 0.0 for point in points]
-        self.query_one(Sparkline).data = values[-2 * max(self.size.width, 10) :]
 
 
 class ArenaScreen(_Live):
@@ -210,7 +167,7 @@ class ArenaScreen(_Live):
         yield Static(f"[b]{self._arena}[/b]", id="head")
         with Grid(id="tiles"):
             for name, series in self._TILES:
-                yield _Tile(name, series)
+                yield Tile(name, series)
         with Horizontal(id="middle"):
             yield Static(id="room")
             yield Static(id="numbers")
@@ -245,12 +202,12 @@ class ArenaScreen(_Live):
             duration(max(ring.oldest_seconds for ring in snapshot.rings)), duration(figures.sync_lag_seconds),
             ratio(figures.arena_hit_ratio),
         )  # fmt: skip
-        for tile, value in zip(self.query(_Tile), values, strict=True):
+        for tile, value in zip(self.query(Tile), values, strict=True):
             tile.show(value, look.points)
-        self.query_one("#room", Static).update(_room(snapshot))
-        self.query_one("#numbers", Static).update(_numbers(look))
+        self.query_one("#room", Static).update(room(snapshot))
+        self.query_one("#numbers", Static).update(numbers(look))
         self._show_processes(snapshot)
-        self.query_one("#locks", Static).update(_locks(snapshot))
+        self.query_one("#locks", Static).update(locks(snapshot))
 
     def _show_processes(self, snapshot: Snapshot) -> None:
         table: DataTable[Text | str] = self.query_one(DataTable)
@@ -259,8 +216,8 @@ class ArenaScreen(_Live):
         for each in snapshot.processes:
             style = "red" if each.state in ("dead", "stopped") else "green" if each.state == "working" else ""
             table.add_row(
-                _right(str(each.pid)), each.role, Text(each.state, style), _right(size(each.private_bytes)),
-                _right(duration(each.seconds) if each.seconds else ""), Text(each.doing),
+                right(str(each.pid)), each.role, Text(each.state, style), right(size(each.private_bytes)),
+                right(duration(each.seconds) if each.seconds else ""), Text(each.doing),
             )  # fmt: skip
         table.move_cursor(row=min(row, max(0, len(snapshot.processes) - 1)), scroll=False)
         table.scroll_to(y=scroll, animate=False)
@@ -290,7 +247,7 @@ class ArenaScreen(_Live):
         """Show what the database refused."""
         self.app.push_screen(LettersScreen())
 
-    @work(thread=True)
+    @work(thread=True, group="keys")  # a look that begins ends those of its own group
     def _do(self, action: Callable[[], str]) -> None:
         try:
             said = action()
@@ -299,56 +256,6 @@ class ArenaScreen(_Live):
         else:
             self.app.call_from_thread(self.app.notify, said, timeout=8, markup=False)
         self.app.call_from_thread(self.look)
-
-
-def _room(snapshot: Snapshot) -> Table:
-    table = Table.grid(padding=(0, 1))
-    for fill in snapshot.fills:
-        written = size if fill.is_bytes else number
-        fullness = fill.used / fill.size if fill.size else 0.0
-        style = "red" if fullness > 0.8 and not fill.grows else "green"
-        shown = Text("grows", "dim") if fill.grows else Text(bar(fullness, _BAR), style)
-        table.add_row(Text(fill.name, "dim"), shown, _right(f"{written(fill.used)} of {written(fill.size)}"))
-    return table
-
-
-def _numbers(look: Look) -> Table:
-    snapshot, figures = look.snapshot, look.figures
-    assert snapshot is not None
-    assert figures is not None
-    counters = snapshot.counters
-    table = Table.grid(padding=(0, 1))
-    for ring in snapshot.rings:
-        leader = f"led by {ring.leader_pid}, epoch {ring.epoch}" if ring.leader_pid else "led by nobody"
-        style = "" if ring.leader_pid or snapshot.is_mapping else "red"
-        table.add_row(Text(f"{ring.name} ring", "dim"), Text(f"{number(ring.entries)} waiting, {leader}", style))
-    batches = snapshot.histograms["write_batch_entries"].total
-    table.add_row(
-        Text("batches", "dim"), f"{number(batches)}, commit {duration(figures.commit_seconds)}, "
-        f"{number(counters['retries'])} retries"
-    )  # fmt: skip
-    letters = counters["dead_letters"]
-    table.add_row(Text("dead letters", "dim"), Text(number(letters), "red" if letters else ""))
-    held, owed = snapshot.credits.held, snapshot.credits.owed
-    table.add_row(
-        Text("charges", "dim"), Text.assemble(
-            f"{number(counters['charges_settled'])} settled, {number(held)} held, ",
-            (f"{number(owed)} in debt", "red" if owed else ""),
-        )
-    )  # fmt: skip
-    table.add_row(Text("work", "dim"), f"{number(snapshot.work_outstanding)} outstanding, "
-                  f"{number(counters['restarts'])} restarts")  # fmt: skip
-    return table
-
-
-def _locks(snapshot: Snapshot) -> Text:
-    if not snapshot.locks:
-        return Text("locks: none held at this instant", "dim")
-    text = Text("locks: ", "dim")
-    for place, lock in enumerate(snapshot.locks):
-        state = ", died" if lock.died else ", others wait" if lock.waited_for else ""
-        text.append(f"{'; ' if place else ''}{lock.lock} by {lock.pid}{state}", "red" if state else "")
-    return text
 
 
 class Confirm(ModalScreen[bool]):
@@ -401,8 +308,8 @@ class LettersScreen(Screen[None]):
             self.app.call_from_thread(self.query_one("#head", Static).update, Text(str(error), "red"))
             return
         rows = [
-            (_right(str(each.id)), f"{each.put_aside_at:%Y-%m-%d %H:%M:%S}", each.ring, _right(str(each.sequence)),
-             _right(str(each.tries)), each.sqlstate or "-", Text(each.error.split("\n", maxsplit=1)[0]))
+            (right(str(each.id)), f"{each.put_aside_at:%Y-%m-%d %H:%M:%S}", each.ring, right(str(each.sequence)),
+             right(str(each.tries)), each.sqlstate or "-", Text(each.error.split("\n", maxsplit=1)[0]))
             for each in letters
         ]  # fmt: skip
         self.app.call_from_thread(self._show, rows)
@@ -412,5 +319,7 @@ class LettersScreen(Screen[None]):
         table.clear()
         for row in rows:
             table.add_row(*row)
-        said = f"{len(rows):,} dead letters; shmcache dead-letters shows, replays and discards them"
+        said = (
+            f"{len(rows):,} dead letter{'s' * (len(rows) != 1)}; shmcache dead-letters shows, replays and discards them"
+        )
         self.query_one("#head", Static).update(said if rows else "no dead letters")

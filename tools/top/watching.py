@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 from shmcache.arena import list_arenas, survey
@@ -24,13 +25,32 @@ class Look(NamedTuple):
 
 
 class Arenas:
-    """Watches over arenas, kept between looks."""
+    """Watches over arenas, kept between looks. May be asked by several threads, one after the other."""
 
     def __init__(self) -> None:
+        self._turn = threading.RLock()
         self._watches: dict[str, tuple[str, Watch]] = {}
 
     def look(self, name: str) -> Look:
         """Look at one arena."""
+        with self._turn:
+            return self._look(name)
+
+    def look_at_all(self) -> list[Look]:
+        """Look at all arenas of this user, by name."""
+        names = list_arenas()
+        with self._turn:
+            for name in [each for each in self._watches if each not in names]:
+                self._drop(name)
+            return [self._look(name) for name in names]
+
+    def close(self) -> None:
+        """Let go of all."""
+        with self._turn:
+            for name in list(self._watches):
+                self._drop(name)
+
+    def _look(self, name: str) -> Look:
         try:
             snapshot, figures = self._watch(name).look()
         except (ArenaError, ValueError, IndexError) as error:
@@ -40,18 +60,6 @@ class Arenas:
         if not snapshot.is_alive and any(ring.entries for ring in snapshot.rings):
             wrong.append("entries wait in it: the next start drains them, or the key d")
         return Look(name, snapshot, figures, tuple(self._watches[name][1].points()), tuple(wrong))
-
-    def look_at_all(self) -> list[Look]:
-        """Look at all arenas of this user, by name."""
-        names = list_arenas()
-        for name in [each for each in self._watches if each not in names]:
-            self._drop(name)
-        return [self.look(name) for name in names]
-
-    def close(self) -> None:
-        """Let go of all."""
-        for name in list(self._watches):
-            self._drop(name)
 
     def _watch(self, name: str) -> Watch:
         """Return the watch over what has this name now. Raises ArenaError."""
