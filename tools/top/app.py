@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
@@ -11,6 +12,7 @@ from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid, Horizontal, Vertical
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Footer, Label, Static
 
@@ -87,7 +89,8 @@ class _Live(Screen[None]):
     def look(self) -> None:
         """Look, and show what was found."""
         found = self.found()
-        self.app.call_from_thread(self.show, found)
+        with contextlib.suppress(NoMatches, RuntimeError):  # the screen, or the application, is closing
+            self.app.call_from_thread(self.show, found)
 
     def found(self) -> list[Look]:
         """Look; in a thread of its own."""
