@@ -63,7 +63,9 @@ class CachedTransactions(ExecutionDataClient):
             try:
                 result = work()
                 if not pending.is_empty():
-                    outcome = self._arena.commit(pending.build())
+                    wanted = pending.build()
+                    wanted.time = self._last_time
+                    outcome = self._arena.commit(wanted)
                     self._note_receipt(outcome)
                     for (identifier, record), (entry, version) in zip(pending.written, outcome.written, strict=False):
                         self._cache.keep(identifier, entry, version, record)
@@ -152,8 +154,8 @@ class CachedTransactions(ExecutionDataClient):
         self._backing.close()
 
     def _now(self) -> float:
-        """Return the time in whole microseconds, as PostgreSQL keeps it, later than any this process gave before."""
-        self._last_time = now = max(time.time_ns() // 1000, self._last_time + 1)
+        """Return the time in whole microseconds, as PostgreSQL keeps it, later than any in what was written before."""
+        self._last_time = now = self._arena.time_after(self._last_time)
         return now / 1e6
 
 

@@ -69,13 +69,13 @@ class Settings(BaseSettings):
     mode: Literal["cached", "direct"] = Field(
         default="cached", description="cached, or direct: every call on PostgreSQL"
     )
-    decoded_records: int = Field(default=50_000, gt=0, description="records kept decoded in each process")
+    decoded_records: int = Field(default=16_384, gt=0, description="records kept decoded in each process")
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
     ring_wait: Seconds = Field(default=10.0, description="how long a write waits for room before RingFull")
     lock_wait: Seconds = Field(default=30.0, description="how long a lock is waited for before LockTimeout")
     stopped_wait: Seconds = Field(
         default=10.0,
-        description="how long a syncer or charger, or who holds a lock, may be stopped (SIGSTOP) before it is killed",
+        description="how long a syncer or charger may be stopped (SIGSTOP) before it is killed; with a lock, 0.3",
     )
     workers: int = Field(default=2, ge=1, le=64, description="executor processes")
     charge_workers: int = Field(default=2, ge=1, le=32, description="processes that settle charges")

@@ -93,7 +93,7 @@ class DirectClient(ExecutionDataClient):
         self._last_time = 0.0
         self._low_balance = settings.low_balance
         self._charges = ChargeManager(
-            spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, settings=settings
+            spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, now=self._now, settings=settings
         )
 
     # Definitions

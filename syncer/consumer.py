@@ -5,7 +5,7 @@
     3  read      entries behind the checkpoint; nothing is held on the ring    death: nothing had happened
     4  carry     entries and checkpoint into the database                      death: see the subclass
     5  advance   the ring's head moves                                         death: the next leader does it in step 2
-    6  wait      until asked to drain, the ring is half full, or the interval is over; then 3 again
+    6  wait      until asked to drain, the ring is at its high-water mark, or the interval is over; then 3 again
 
 What passes (a lost connection, a deadlock, a shutdown, a full disk) repeats from 3 for ever, with growing waits. How
 large a batch may be follows from how long the last ones took (see `batch_limit`). Asked to stop, it drains what is on
@@ -44,8 +44,9 @@ ShouldStop = Callable[[], bool]
 _TURN_SECONDS = 0.1
 _STOPPING_SECONDS = 10.0
 _OUTAGE_LOG_SECONDS = 60.0
-_COMMIT_SECONDS = 0.5
-"""How long a commit may well take: a durable write, a new leader and a fenced one wait for about so much."""
+_COMMIT_SECONDS = 0.25
+"""How long a commit may well take: a durable write, a write to a full ring, a new leader and a fenced one wait for
+about so much, or twice."""
 _IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
 _TRANSACTION_SECONDS = 300
 """A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one. The
@@ -197,16 +198,13 @@ class RingConsumer(ABC):
                 return begun
 
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
-        """Carry all that is on the ring by now behind `sequence`; return the sequence reached. Raises Fenced.
+        """Carry what is on the ring behind `sequence`; return the sequence reached. Raises Fenced.
 
-        What comes meanwhile is for the next time: under load the ring is never empty, and one small batch after the
-        other would keep the database busy, and a leader that is asked to end from ending."""
+        What comes meanwhile waits for the next drain, unless much comes: a consumer that ran after its producers would
+        make a transaction of every few entries, and one that is asked to end while they go on would never end."""
         self._measures.looks()
-        until = self._ring.last_sequence
-        while sequence < until and not self._abandon():
-            entries = self._take(sequence)
-            if not entries:
-                break
+        newest = self._ring.last_sequence
+        while not self._abandon() and (sequence < newest or self._ring.is_high) and (entries := self._take(sequence)):
             started = time.monotonic()
             try:
                 with tracing.span(f"{self._ring.name} batch", entries=len(entries), epoch=epoch):
@@ -223,7 +221,7 @@ class RingConsumer(ABC):
                 self._measures.batch(entries, time.monotonic() - started)
                 if self.on_batch is not None:
                     self.on_batch()
-        if sequence >= until:
+        if sequence >= newest:
             self._measures.read_all()
         return sequence
 

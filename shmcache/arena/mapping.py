@@ -29,7 +29,7 @@ from shmcache.errors import ArenaError, ArenaFull, ArenaMissing, ArenaUnusable, 
 _IDENTITY = b"mapping\x01"
 _PINNED = b"\x01"
 _EVICTING = b"\x00"
-_DECODED_LIMIT = 50_000
+_DECODED_LIMIT = 16_384
 
 
 def is_mapping(identity: bytes) -> bool:

@@ -36,7 +36,8 @@ def _prefix() -> str:
     return f"shmcache.{os.getuid()}."
 
 
-def _path(name: str) -> Path:
+def segment_path(name: str) -> Path:
+    """Return where the segment of an arena lies. Raises ArenaUnusable for what is no name."""
     if not _NAME.fullmatch(name):
         raise ArenaUnusable(name, "a name is 1 to 64 of A-Z a-z 0-9 _ . -")
     return _DIRECTORY / (_prefix() + name)
@@ -58,7 +59,7 @@ def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
     """Reserve and map all pages of a segment that has no name yet; return the mapping and a descriptor.
 
     Raises ArenaExists, SharedMemoryTooSmall, ArenaUnusable."""
-    if _path(name).exists():
+    if segment_path(name).exists():
         raise ArenaExists(name)
     available = free_bytes()
     if planned.end > available:
@@ -82,7 +83,7 @@ def publish_segment(name: str, descriptor: int) -> None:
     """Give a segment that is ready its name. Raises ArenaExists where another one has it."""
     directory = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.link(str(descriptor), _path(name), src_dir_fd=directory, follow_symlinks=True)
+        os.link(str(descriptor), segment_path(name), src_dir_fd=directory, follow_symlinks=True)
     except FileExistsError:
         raise ArenaExists(name) from None
     finally:
@@ -94,7 +95,7 @@ def attach_segment(name: str, *, read_only: bool = False) -> tuple[mmap.mmap, La
 
     Raises ArenaMissing, ArenaUnusable."""
     try:
-        descriptor = os.open(_path(name), (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW)
+        descriptor = os.open(segment_path(name), (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise ArenaMissing(name) from None
     except OSError as error:
@@ -158,7 +159,7 @@ def pid_namespace() -> int:
 
 def unlink_segment(name: str) -> None:
     """Remove a segment from /dev/shm; processes that have it mapped keep it. Nothing happens if it is gone."""
-    _path(name).unlink(missing_ok=True)
+    segment_path(name).unlink(missing_ok=True)
 
 
 def free_bytes() -> int:

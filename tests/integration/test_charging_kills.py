@@ -335,6 +335,64 @@ def test_a_charger_that_was_stopped_and_superseded_releases_nothing(
     assert standing(database_url, user) == (OPENING - total - 5, 0, 20)
 
 
+def test_a_charger_that_releases_while_its_successor_settles_the_same_has_released_it_alone(
+    client: CachedClient, run: str, user: str, arena: Arena, database_url: str, settings: Settings
+) -> None:
+    total = _charges(client, run, user)
+    reached, resume = threading.Event(), threading.Event()
+
+    def at(name: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            if name == "told":
+                reached.set()
+                resume.wait(60)
+        elif name == "settled":
+            resume.set()
+            stopped.join(60)
+
+    kill_points.arm(charge_pool, at)
+    try:
+        stopped = threading.Thread(target=Charger(arena, database_url, settings).run_once)
+        stopped.start()
+        assert reached.wait(60)
+        (settings.state_dir / "locks" / f"{arena.name}.charger.lock").unlink()
+        _expect_fenced(arena, database_url, settings)
+    finally:
+        resume.set()
+        kill_points.disarm(charge_pool)
+    assert client.get_credits(user) == OPENING - total - 20
+    settle_now(arena, database_url, settings)
+    assert differences(arena, database_url) == []
+    assert client.get_credits(user) == OPENING - total - 20
+
+
+def test_a_charger_that_has_read_accounts_and_was_superseded_gives_nobody_credits_that_are_spent(
+    client: CachedClient, user: str, arena: Arena, database_url: str, settings: Settings
+) -> None:
+    client.spend_credits(user, 13)
+    reached, resume = threading.Event(), threading.Event()
+
+    def at(name: str) -> None:
+        if threading.current_thread() is not threading.main_thread() and name == "reread":
+            reached.set()
+            resume.wait(60)
+
+    kill_points.arm(charge_pool, at)
+    try:
+        stale = threading.Thread(target=lambda: _expect_fenced(arena, database_url, settings))
+        stale.start()
+        assert reached.wait(60)
+        (settings.state_dir / "locks" / f"{arena.name}.charger.lock").unlink()
+        client.spend_credits(user, 5)
+        settle_now(arena, database_url, settings)
+    finally:
+        resume.set()
+        kill_points.disarm(charge_pool)
+    stale.join(60)
+    assert client.get_credits(user) == OPENING - 18
+    assert differences(arena, database_url) == []
+
+
 def _expect_fenced(arena: Arena, database_url: str, settings: Settings) -> None:
     from shmcache.errors import Fenced
 

@@ -181,7 +181,7 @@ def test_its_keys_drain_flush_and_elect_anew(
         await pilot.press("y")
         (other,) = [pid for pid in syncers if pid != first]
         await until(pilot, lambda: leader(arena) == other)
-        await until(pilot, lambda: f"led by {other}, epoch 2" in shown(pilot, "#numbers"))
+        await until(pilot, lambda: f"by {other}, epoch 2" in shown(pilot, "#numbers"))
 
     drive(settings, arena.name, script)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from shmcache.arena import Arena, layout
-from shmcache.arena.transaction import Append, Put, Transaction
+from shmcache.arena import Arena, Conflict, layout
+from shmcache.arena.ring import HEADER_BYTES
+from shmcache.arena.transaction import Add, Append, Put, Transaction
 from shmcache.errors import InvalidValue, RingFull, TransactionTooLarge
 from tests.unit.arena_state import commit, key
 
@@ -188,3 +189,41 @@ def test_waiting_for_durability_ends_with_it_or_with_the_limit(arena: Arena) -> 
     assert ring.wait_committed(1, None)
     advance.join()
     assert ring.wait_committed(0, 0.0)
+
+
+class _Watched:
+    """The words of a ring, of which one is followed, when it is read, by what others do at that moment."""
+
+    def __init__(self, words: memoryview, word: int, then: Callable[[], object]) -> None:
+        self._words = words
+        self._word = word
+        self._then: Callable[[], object] | None = then
+
+    def __getitem__(self, word: int) -> int:
+        value: int = self._words[word]
+        if word == self._word and self._then is not None:
+            then, self._then = self._then, None
+            then()
+        return value
+
+
+@pytest.mark.parametrize("word", [layout.HEAD, layout.COMMITTED, layout.TAIL])
+def test_bytes_that_are_no_entry_yet_are_none_whenever_another_consumer_moves_the_head(arena: Arena, word: int) -> None:
+    """What a charger reads it settles, also one that was superseded a moment ago and does not know it."""
+    region = arena.write_ring._region
+    quarter = bytes(region.size // 4 - HEADER_BYTES)
+    for _ in range(4):
+        commit(arena, Append("write", 1, quarter))
+
+    def move_on() -> None:
+        arena.write_ring.advance(4)
+        wanted = Transaction()  # written where the first entry was, and not committed
+        wanted.operations += [Append("write", 1, quarter), Add(key(1), -1, 0)]
+        with pytest.raises(Conflict):
+            arena.commit(wanted)
+
+    region._words = _Watched(region._words, region.state + word, move_on)  # type: ignore[assignment]
+    read = arena.write_ring.read(0, 1, 1 << 30)
+    assert arena.write_ring.last_sequence == 4
+    assert [entry.sequence for entry in read if entry.sequence > 4] == []
+    assert arena.check() == []

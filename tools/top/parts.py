@@ -81,7 +81,7 @@ def numbers(look: Look) -> Table:
     counters = snapshot.counters
     table = Table.grid(padding=(0, 1))
     for ring in snapshot.rings:
-        leader = f"led by {ring.leader_pid}, epoch {ring.epoch}" if ring.leader_pid else "led by nobody"
+        leader = f"by {ring.leader_pid}, epoch {ring.epoch}" if ring.leader_pid else "led by nobody"
         style = "" if ring.leader_pid or snapshot.is_mapping else "red"
         table.add_row(Text(f"{ring.name} ring", "dim"), Text(f"{number(ring.entries)} waiting, {leader}", style))
     batches = snapshot.histograms["write_batch_entries"].total
