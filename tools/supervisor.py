@@ -30,7 +30,7 @@ from syncer.election import remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
 from tools.leftovers import claim, drain, drain_leftovers, open_arena, unsynced
-from tools.monitoring.server import Endpoint, endpoint, metrics_role
+from tools.monitoring.endpoint import Endpoint, endpoint, metrics_role
 from tools.processes import Processes, Role
 from tools.signals import SignalQueue
 

@@ -7,7 +7,7 @@
     +--------------------+
     | intent             |  count, then pairs (word, value): what the holder of the commit lock is about to store
     +--------------------+
-    | lanes              |  one for each attached process: life lock, pid, role, counters
+    | lanes              |  one for each attached process: life lock, pid, role, counters, histograms
     | stripes            |  one for each part of the plain keys: lock, where it writes, its versions
     +--------------------+
     | buckets            |  one word each: the first entry of a hash chain, 0 for none

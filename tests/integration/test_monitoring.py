@@ -85,6 +85,18 @@ def until(there: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 @pytest.fixture
 def served(database_url: str, tmp_path: Path) -> Iterator[Served]:
+    made = serve(database_url, tmp_path)
+    try:
+        until(lambda: made.process.poll() is None and httpx.get(f"{made.url}/readyz").status_code == 200)
+        yield made
+    finally:
+        made.process.send_signal(signal.SIGTERM)
+        assert made.process.wait(60) == 0, made.log.read_text()
+        assert made.arena not in list_arenas()
+
+
+def serve(database_url: str, tmp_path: Path) -> Served:
+    """Start a supervisor with a status page, and a worker that is busy."""
     (tmp_path / "busy_worker.py").write_text(WORKER)
     arena, port = f"monitored-{os.getpid()}", free_port()
     log = tmp_path / "log.txt"
@@ -99,14 +111,7 @@ def served(database_url: str, tmp_path: Path) -> Iterator[Served]:
         },
         stderr=log.open("w"),
     )  # fmt: skip
-    made = Served(process, arena, f"http://127.0.0.1:{port}", log)
-    try:
-        until(lambda: process.poll() is None and httpx.get(f"{made.url}/readyz").status_code == 200)
-        yield made
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
-        assert arena not in list_arenas()
+    return Served(process, arena, f"http://127.0.0.1:{port}", log)
 
 
 def metrics(url: str) -> dict[str, float]:
@@ -161,6 +166,27 @@ def test_the_server_has_the_arena_for_reading_only_takes_no_lane_and_is_replaced
     assert served.children("metrics")[0].pid != server.pid
     assert after["shmcache_commits_total"] >= before["shmcache_commits_total"]
     assert after["shmcache_process_restarts_total"] == 1
+
+
+def test_a_supervisor_that_is_killed_takes_the_server_along_and_the_next_one_has_its_port(
+    database_url: str, tmp_path: Path
+) -> None:
+    made = serve(database_url, tmp_path)
+    until(lambda: httpx.get(f"{made.url}/healthz").status_code == 200)
+    children = psutil.Process(made.process.pid).children(recursive=True)
+    made.process.kill()
+    made.process.wait()
+    psutil.wait_procs(children, timeout=60)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{made.url}/healthz")
+    # What it left is drained by a run that serves on the same port.
+    done = shmcache(
+        tmp_path, "run", "--json", "--arena", made.arena, SHMCACHE_DATABASE_URL=database_url,
+        SHMCACHE_METRICS_ADDRESS=made.url.removeprefix("http://"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"status page and metrics on {made.url}/" in done.stderr
+    assert made.arena not in list_arenas()
 
 
 def test_every_metric_in_the_alerts_and_the_dashboard_is_exported(served: Served) -> None:

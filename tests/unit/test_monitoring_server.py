@@ -20,9 +20,10 @@ from shmcache.arena import Arena, layout
 from shmcache.arena.view import View
 from shmcache.config import Settings, load_settings, split_address
 from shmcache.errors import SettingsError
+from tools.monitoring.endpoint import Endpoint, endpoint
 from tools.monitoring.figures import Watch
 from tools.monitoring.reader import Reader
-from tools.monitoring.server import App, Endpoint, _Quiet, _server, endpoint
+from tools.monitoring.server import App, _Quiet, _server
 
 Serve = Callable[..., httpx.Client]
 TOKEN = "correct horse battery"
@@ -152,13 +153,21 @@ def test_what_is_no_address_is_refused_by_name(address: str) -> None:
 
 def test_without_a_token_it_listens_on_loopback_only() -> None:
     assert endpoint(load_settings()) is None
-    for address in ("127.0.0.1:0", "0", "localhost:0", "[::1]:0"):
+    for address in ("127.0.0.1:0", "0", "localhost:0", *(["[::1]:0"] if _has_ipv6() else [])):
         assert endpoint(load_settings(metrics_address=address)) is not None
     for address in ("0.0.0.0:0", "[::]:0"):
         with pytest.raises(SettingsError, match="SHMCACHE_METRICS_TOKEN"):
             endpoint(load_settings(metrics_address=address))
     with pytest.raises(SettingsError, match="is no address"):
         endpoint(load_settings(metrics_address="no such host:1"))
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:

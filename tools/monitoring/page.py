@@ -29,5 +29,13 @@ def as_json(snapshot: Snapshot, figures: Figures, points: Sequence[Point], probl
         "processes": [process._asdict() for process in snapshot.processes],
         "locks": [lock._asdict() for lock in snapshot.locks],
         "waits": snapshot.waits._asdict(),
-        "history": {name: [getattr(point, name) for point in points] for name in Point._fields},
+        "history": {
+            "at": [round(point.at, 1) for point in points],
+            **{name: [_short(getattr(point, name)) for point in points] for name in Point._fields if name != "at"},
+        },
     }
+
+
+def _short(value: float | None) -> float | None:
+    """Return a number as exactly as a plot can show it: hundreds of them travel every other second."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.4g}")

@@ -14,7 +14,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
 import re
@@ -24,21 +23,21 @@ import time
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from socketserver import ThreadingMixIn
-from typing import Any, NamedTuple
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from shmcache.arena import Arena
-from shmcache.config import Settings, split_address
-from shmcache.errors import ArenaError, SettingsError
+from shmcache.arena.view import View
+from shmcache.errors import ArenaError
+from tools.monitoring.endpoint import Endpoint
 from tools.monitoring.exposition import SnapshotCollector
 from tools.monitoring.figures import Watch
 from tools.monitoring.page import as_json
 from tools.monitoring.reader import Reader, Snapshot
 from tools.monitoring.readiness import problems
-from tools.processes import Role, ShouldStop
+from tools.processes import ShouldStop
 
 logger = logging.getLogger(__name__)
 
@@ -47,66 +46,18 @@ _FRESH_SECONDS = 0.5
 _REQUEST_SECONDS = 10.0
 _MOST_REQUESTS = 32
 _RETRY_SECONDS = 1.0
-_BIND_PATIENCE_SECONDS = 3.0
 
 
-class Endpoint(NamedTuple):
-    """Where to listen and what to ask for."""
-
-    host: str
-    port: int
-    token: str | None
-
-    @property
-    def url(self) -> str:
-        """The address as people type it."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
-
-
-def endpoint(settings: Settings) -> Endpoint | None:
-    """Return where the settings want the server, None for nowhere.
-
-    Raises SettingsError for an address that cannot be listened on, or that others could reach without a token."""
-    if settings.metrics_address is None:
-        return None
-    host, port = split_address(settings.metrics_address)
-    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
-    wanted = Endpoint(host, port, token)
-    try:
-        family = _family(wanted)
-    except OSError as error:
-        raise SettingsError(f"SHMCACHE_METRICS_ADDRESS: {host!r} is no address: {error}") from None
-    if token is None and not _is_loopback(host):
-        raise SettingsError(
-            f"SHMCACHE_METRICS_ADDRESS: {settings.metrics_address} can be reached from other machines: set "
-            "SHMCACHE_METRICS_TOKEN too, or listen on 127.0.0.1"
-        )
-    deadline = time.monotonic() + _BIND_PATIENCE_SECONDS
-    while True:
+def serve(view: View, where: Endpoint, should_stop: ShouldStop, *, is_cached: bool) -> None:
+    """Serve until the process is asked to end, come what may: work goes on without being seen."""
+    watch = Watch(Reader(view))
+    threading.Thread(target=_look_on, args=(watch,), daemon=True).start()
+    while not should_stop():
         try:
-            with socket.create_server((host, port), family=family):
-                return wanted
-        except OSError as error:
-            if time.monotonic() > deadline:  # the server of a supervisor that was killed ends at once, if not sooner
-                raise SettingsError(
-                    f"SHMCACHE_METRICS_ADDRESS: cannot listen on {settings.metrics_address}: {error.strerror}"
-                ) from None
-            threading.Event().wait(0.05)
-
-
-def metrics_role(arena: Arena, settings: Settings, where: Endpoint) -> Role:
-    """Return the process that serves."""
-
-    def serve(should_stop: ShouldStop) -> None:
-        watch = Watch(Reader(arena.as_view()))
-        while not should_stop():
-            try:
-                _serve(watch, where, should_stop, is_cached=settings.mode == "cached")
-            except Exception as error:  # work goes on without being seen
-                logger.warning("status page and metrics on %s: %s; trying again", where.url, error)
-                time.sleep(_RETRY_SECONDS)
-
-    return Role("metrics", serve, stop_raises=True, has_lane=False)
+            _serve(watch, where, should_stop, is_cached=is_cached)
+        except Exception as error:
+            logger.warning("status page and metrics on %s: %s; trying again", where.url, error)
+            time.sleep(_RETRY_SECONDS)
 
 
 def _serve(watch: Watch, where: Endpoint, should_stop: ShouldStop, *, is_cached: bool) -> None:
@@ -115,7 +66,6 @@ def _serve(watch: Watch, where: Endpoint, should_stop: ShouldStop, *, is_cached:
     ) as web:
         assert isinstance(web, _Server)
         web.should_stop = should_stop
-        threading.Thread(target=_look_on, args=(watch,), daemon=True).start()
         logger.info("status page and metrics on %s", where.url)
         web.serve_forever()
 
@@ -287,15 +237,4 @@ class _Quiet(WSGIRequestHandler):
 
 
 def _server(where: Endpoint) -> type[_Server]:
-    return _Server6 if _family(where) == socket.AF_INET6 else _Server
-
-
-def _family(where: Endpoint) -> int:
-    return socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)[0][0]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return _Server6 if where.family == socket.AF_INET6 else _Server

@@ -56,7 +56,13 @@ class Arenas:
         except (ArenaError, ValueError, IndexError) as error:
             self._drop(name)
             return Look(name, None, None, (), (), str(error))
-        wrong = problems(snapshot) if snapshot.is_alive else ["dead: no process is attached that lives"]
+        # Clients that go straight to the database use an arena for its work queue alone: nothing is ever to be drained.
+        is_cached = bool(snapshot.counters["leaders"]) or any(ring.last_sequence for ring in snapshot.rings)
+        wrong = (
+            problems(snapshot, is_cached=is_cached)
+            if snapshot.is_alive
+            else ["dead: no process is attached that lives"]
+        )
         if not snapshot.is_alive and any(ring.entries for ring in snapshot.rings):
             wrong.append("entries wait in it: the next start drains them, or the key d")
         return Look(name, snapshot, figures, tuple(self._watches[name][1].points()), tuple(wrong))
