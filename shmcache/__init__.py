@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shmcache.errors import InsufficientBalanceError as InsufficientBalanceError
     from shmcache.errors import ShmcacheError as ShmcacheError
     from shmcache.execution_data_client import ExecutionDataClient as ExecutionDataClient
+    from shmcache.progress import heartbeat as heartbeat
     from shmcache.records import ExecutionStatus as ExecutionStatus
     from shmcache.session import get_db_client as get_db_client
     from shmcache.simple_cache import SimpleExecutorCache as SimpleExecutorCache
@@ -36,6 +37,7 @@ _HOMES = {
     "SharedMapping": "shmcache.arena",
     "SimpleExecutorCache": "shmcache.simple_cache",
     "get_db_client": "shmcache.session",
+    "heartbeat": "shmcache.progress",
 }
 
 __all__ = list(_HOMES)

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 from shmcache.arena import list_arenas
-from shmcache.config import Settings
+from shmcache.config import Settings, load_settings
+from tools.doctor.examination import examine
+from tools.doctor.host import Host
+from tools.signals import ENDING, OPERATING
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +28,14 @@ def test_the_settings_table_names_every_setting_with_its_default_and_meaning() -
         if field.default_factory is None:
             said = "" if field.default is None else f"`{field.default:g}`" if isinstance(field.default, float) else None
             assert default.strip() == (f"`{field.default}`" if said is None else said)
+
+
+def test_the_areas_of_the_doctor_are_those_that_it_looks_at(tmp_path: Path) -> None:
+    section = README.split("## Does it run here?", 1)[1].split("\n## ", 1)[0]
+    areas = examine(load_settings(state_dir=tmp_path, arena_size="4 MiB"), Host())
+    assert ["settings", *re.findall(r"^\| ([\w ]+) \| \w.* \|$", section, re.MULTILINE)[1:]] == [
+        area.name for area in areas
+    ]
 
 
 def test_the_worker_example_runs_as_it_is_printed(database_url: str, tmp_path: Path) -> None:
@@ -86,3 +97,28 @@ def test_the_table_it_shows_has_the_rows_of_a_run(database_url: str, tmp_path: P
     assert done.returncode == 0, done.stderr
     shown = [row.strip() for row in re.findall(r"^│ ([a-z ]+?) *│", README, re.MULTILINE)]
     assert shown == [name.replace("_", " ") for name in json.loads(done.stdout)]
+
+
+def test_the_table_of_signals_names_those_that_the_supervisor_takes() -> None:
+    table = README.partition("| signal | what it does |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(SIG\w+)`", row.split(" | ")[0])}
+    assert named == {number.name for number in ENDING | OPERATING}
+
+
+def test_the_lines_for_other_servers_are_those_that_their_tests_run() -> None:
+    table = README.partition("| server | line | where |")[2].partition("\n\n")[0]
+    lines = re.findall(r"^\| [^|]+ \| `([^`]+)`", table, re.MULTILINE)
+    tests = (ROOT / "tests" / "integration" / "test_foreign_servers.py").read_text()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.removesuffix("())") in tests
+    assert "`@app.task(base=shmcache.contrib.celery.DurableTask)`" in README
+    assert "from shmcache.contrib.celery import DurableTask" in tests
+    assert "`SharedCache(durable=True)`" in README
+    assert "SharedCache(durable=True)" in tests
+
+
+def test_the_files_to_deploy_are_the_ones_it_names() -> None:
+    table = README.partition("`tools/deploy/` has what to start from")[2].partition("\nProcesses that")[0]
+    named = {name for name in re.findall(r"`([\w.-]+)`", table) if (ROOT / "tools" / "deploy" / name).exists()}
+    assert named == {path.name for path in (ROOT / "tools" / "deploy").iterdir() if "dockerignore" not in path.name}

@@ -44,7 +44,7 @@ def endpoint(settings: Settings) -> Endpoint | None:
     if settings.metrics_address is None:
         return None
     host, port = split_address(settings.metrics_address)
-    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
+    token = settings.metrics_token
     wanted = Endpoint(host, port, token)
     try:
         family = wanted.family
