@@ -20,7 +20,6 @@ from typing import NamedTuple, NoReturn
 from setproctitle import setproctitle
 
 from shmcache import tracing
-from shmcache import tracing
 from shmcache.arena import Arena, Counter
 from shmcache.errors import ShmcacheError
 from tools.logs import end_logging
@@ -85,14 +84,12 @@ def live(role: Role, arena: Arena, parent: int, is_up: int) -> NoReturn:
         faulthandler.enable()  # says where it was, should it be aborted
         signal.pthread_sigmask(signal.SIG_UNBLOCK, QUEUED | OPERATING)
         if role.has_lane:
-            if role.has_lane:
             arena.enter(role.name)
         if role.prepare is not None:
             role.prepare()
         os.write(is_up, b"+")
         os.close(is_up)
         with tracing.in_process(role.name, arena.name):
-            with tracing.in_process(role.name, arena.name):
             role.body(lambda: stop or os.getppid() != parent)
         status = 0
     except SystemExit as ended:
