@@ -180,6 +180,17 @@ class InsufficientBalanceError(ShmcacheError):
         self.amount = amount
 
 
+class TransactionMisused(ShmcacheError):
+    """A coroutine was to run inside a transaction, or what belongs inside of one was used outside."""
+
+
+class ClientClosed(ShmcacheError):
+    """An asynchronous client was closed while something was waited for; what was written stays written."""
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed while this was waited for; what was written before is not lost")
+
+
 class GraphFileError(ShmcacheError):
     """A graph file cannot be run. `place` names where in the file, `problem` what is wrong."""
 

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmcache.arena import Arena, Counter, list_arenas
 from shmcache.cached_client import CachedClient
@@ -22,6 +22,10 @@ from shmcache.execution_data_client import ExecutionDataClient
 from shmcache.progress import beat_with
 from shmcache.setting_layers import hand_on
 from shmcache.work_queue import WorkQueue
+
+if TYPE_CHECKING:
+    from shmcache.async_execution_data_client import AsyncExecutionDataClient
+    from shmcache.direct_client import DirectClient
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class _Prepared(NamedTuple):
 
 _prepared: _Prepared | None = None
 _clients: dict[int, ExecutionDataClient] = {}
+_async_clients: dict[int, AsyncExecutionDataClient] = {}
 _turn = threading.Lock()
 
 
@@ -43,6 +48,7 @@ def prepare(arena: Arena, database_url: str, settings: Settings) -> None:
     _prepared = _Prepared(arena, database_url, settings)
     beat_with(arena.beat)
     _clients.clear()
+    _async_clients.clear()
     hand_on(arena=arena.name, database_url=database_url, mode=settings.mode)
 
 
@@ -56,6 +62,9 @@ def prepared_arena() -> Arena:
 def forget() -> None:
     """Undo `prepare` in this process: close its client, keep nothing of the arena."""
     global _prepared  # noqa: PLW0603
+    asynchronous = _async_clients.pop(os.getpid(), None)
+    if asynchronous is not None:
+        asynchronous.stop()
     client = _clients.pop(os.getpid(), None)
     if client is not None:
         client.close()
@@ -114,6 +123,28 @@ def _attach() -> _Prepared:
     return _Prepared(arena, database_url, settings)
 
 
+def get_db_async_client() -> AsyncExecutionDataClient:
+    """Return this process's client for event loops, whose calls are coroutines; all its loops may use the one.
+
+    The first call makes it, as `get_db_client` does, with which it shares everything. Raises as that."""
+    client = _async_clients.get(os.getpid())
+    if client is None:
+        shared = get_db_client()
+        with _turn:
+            client = _async_clients.get(os.getpid())
+            if client is None:
+                client = _async_clients[os.getpid()] = _make_async_client(shared)
+    return client
+
+
+def _make_async_client(shared: ExecutionDataClient) -> AsyncExecutionDataClient:
+    from shmcache.async_clients import CachedAsyncClient, DirectAsyncClient
+
+    if isinstance(shared, CachedClient):
+        return CachedAsyncClient(shared)
+    return DirectAsyncClient(_make_direct_client, prepared_arena())
+
+
 def _join() -> _Prepared:
     """Be one of the processes of the arena, so that it is not removed while this one lives; return it."""
     global _prepared  # noqa: PLW0603
@@ -136,20 +167,26 @@ def _join() -> _Prepared:
 def _make_client() -> ExecutionDataClient:
     arena, database_url, settings = _join()
     if settings.mode == "direct":
-        from shmcache.direct_client import DirectClient
-
-        return DirectClient(
-            database_url,
-            work_queue=WorkQueue(arena),
-            settings=settings,
-            on_wait=lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS),
-        )
+        return _make_direct_client()
     return CachedClient(arena, database_url, settings)
 
 
 def is_served(arena: Arena) -> bool:
     """Say whether a supervisor of an arena lives."""
     return any(process.alive and process.role == "supervisor" for process in arena.processes())
+
+
+def _make_direct_client() -> DirectClient:
+    from shmcache.direct_client import DirectClient
+
+    assert _prepared is not None, "a client before its arena"
+    arena, database_url, settings = _prepared
+    return DirectClient(
+        database_url,
+        work_queue=WorkQueue(arena),
+        settings=settings,
+        on_wait=lambda: arena.count(Counter.BLOCKING_DB_OPERATIONS),
+    )
 
 
 def _after_fork() -> None:

@@ -6,6 +6,7 @@ the same, and none removes an arena that another has just made anew under the sa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -35,6 +36,14 @@ def claim(name: str, settings: Settings) -> Candidate:
     if not lock.try_now():
         raise ArenaExists(name)
     return lock
+
+
+def refuse_unusable(name: str) -> None:
+    """Raise ArenaUnusable if an arena of this name is there and cannot be used.
+
+    Asked before anything is changed, the tables above all: another version may have to drain it first."""
+    with contextlib.suppress(ArenaMissing):
+        Arena.attach(name).close()
 
 
 def drain_leftovers(

@@ -32,7 +32,7 @@ from syncer.callbacks import deliver_notices
 from syncer.charge_pool import ChargePool
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
-from tools.leftovers import claim, drain, drain_leftovers, living, open_arena, remove, unsynced
+from tools.leftovers import claim, drain, drain_leftovers, living, open_arena, refuse_unusable, remove, unsynced
 from tools.logs import bind_arena, end_logging
 from tools.monitoring.endpoint import Endpoint, endpoint, metrics_role
 from tools.processes import Processes, Role
@@ -134,6 +134,7 @@ class Supervisor:
 
     def _supervise(self, job: Job) -> bool:
         settings = self._settings
+        refuse_unusable(self._arena_name)
         with connect(self.database_url, application_name="shmcache supervisor") as connection:
             migrate(connection)
             database_identity = identity(connection)

@@ -191,6 +191,34 @@ class Arena(Changeable):
             if not self._critical.wait(QUEUE_SIGNAL, QUEUE_WAITERS, lambda: bool(words[QUEUE_HEAD]), deadline):
                 return None
 
+    def has_work(self) -> bool:
+        """Say whether something is on the work queue that nobody has claimed. Takes no lock."""
+        return bool(self._words[QUEUE_HEAD])
+
+    def work_signal(self) -> int:
+        """Return the number that changes whenever something is put on the work queue."""
+        signal: int = self._words[QUEUE_SIGNAL]
+        return signal
+
+    def wait_for_signal(self, seen: int, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
+        """Wait until `work_signal` is another than it was, at most so long, or until `give_up()` after a `nudge`.
+
+        Claims nothing."""
+        words = self._words
+        deadline = time.monotonic() + timeout_seconds
+        self._critical.wait(QUEUE_SIGNAL, QUEUE_WAITERS, lambda: words[QUEUE_SIGNAL] != seen or give_up(), deadline)
+
+    def nudge(self) -> None:
+        """Have everybody who waits for work look again."""
+        with self._critical:
+            self._words[QUEUE_SIGNAL] += 1
+        self._critical.wake(QUEUE_SIGNAL)
+
+    def wait_for_lock(self) -> None:
+        """Return when the commit lock could be had. Raises LockTimeout."""
+        with self._critical:
+            pass
+
     def release_dead(self) -> int:
         """Put the claims of dead processes back on the queue and free their lanes; return how many claims."""
         return self.own_lane.release_dead()

@@ -34,6 +34,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
+from shmcache.arena.patience import before_waiting, to_the_end
 from shmcache.errors import ArenaDamaged, ArenaError, ShmcacheError, TransactionTooLarge
 
 _COUNT = INTENT_OFFSET // WORD
@@ -181,13 +182,15 @@ class Critical:
     def wait(self, signal: int, waiters: int, there: Callable[[], bool], deadline: float) -> bool:
         """Sleep on a signal word until `there()` holds or the deadline (monotonic) has come; return whether it holds.
 
-        Outside of the section. Who changes the signal does so inside, and wakes if it sees a waiter there."""
+        Outside of the section. Who changes the signal does so inside, and wakes if it sees a waiter there. Raises what
+        `before_waiting` raises."""
         words = self._words
         while not there():
             self.on_wait()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
+            before_waiting()
             with self:
                 seen = words[signal]
                 if there():
@@ -196,7 +199,7 @@ class Critical:
             try:
                 futex.wait(self._memory.address + signal * WORD, seen, min(left, _LONGEST_TURN_SECONDS))
             finally:
-                with self:
+                with to_the_end(), self:
                     words[waiters] = max(words[waiters] - 1, 0)
         return True
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from shmcache.arena import work
 from shmcache.arena.counters import Counter, Lanes
 from shmcache.arena.critical import Critical
 from shmcache.arena.histograms import Histogram
 from shmcache.arena.layout import ENDED, FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
+from shmcache.arena.patience import WouldWait
 from shmcache.arena.table import Table
-from shmcache.errors import ArenaEnded, ArenaError
+from shmcache.errors import ArenaEnded, ArenaError, LockTimeout
 
 _NONE = 1 << 63
 _STEP = 1 << 12
@@ -93,16 +96,18 @@ class OwnLane:
         """Say whether a record that was just read may be kept decoded, proved current by its entry's VERSION.
 
         A slab of entries that holds records again may hold any number where that word was. So it is not given back
-        while a process that lives has said that it may have decoded entries of it."""
+        while a process that lives has said that it may have decoded entries of it. (Who does not get the lock keeps
+        nothing: it may have written what is to be kept, and must not seem to have failed.)"""
         if entry >= self.lowest:
             return True
-        with self._critical:  # as the giving back is
+        with contextlib.suppress(WouldWait, LockTimeout), self._critical:  # as the giving back is
             if not self.or_none() or not self._table.is_entry(entry):
                 return False
             self.lowest = max(entry - _STEP, 1)
             self._lanes.set_lowest(self.lane, self.lowest)
             current: bool = self._words[entry + VERSION] == version
             return current
+        return False
 
     def must_forget(self) -> bool:
         """Say whether what this process has decoded is in the way of others: forget it all, then call `forgotten`."""
