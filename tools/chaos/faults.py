@@ -253,12 +253,12 @@ class Faults:
     def _memory_full(self, part: float) -> bool:
         return self._fill("memory", self._ground.fill_memory, part)
 
-    def _fill(self, what: str, fill: Callable[[], Callable[[], None]], part: float) -> bool:
-        if what in self._full:
+    def _fill(self, what: str, fill: Callable[[], Callable[[], None] | None], part: float) -> bool:
+        began = time.monotonic()
+        empty = None if what in self._full else fill()
+        if empty is None:
             return False
         self._full.add(what)
-        began = time.monotonic()
-        empty = fill()
 
         def end() -> None:
             empty()
