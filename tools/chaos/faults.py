@@ -127,11 +127,12 @@ class Faults:
         try:
             with connect(self._server.url, application_name="shmcache chaos") as connection:
                 row = connection.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND application_name <> 'shmcache chaos'"
                 ).fetchone()
         except (psycopg.Error, DatabaseUnavailable):
             return None
-        return None if row is None else int(row[0]) - 1
+        return None if row is None else int(row[0])
 
     # Processes
 
