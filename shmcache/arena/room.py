@@ -45,6 +45,7 @@ from shmcache.arena.layout import (
 from shmcache.arena.memory import Memory
 from shmcache.arena.moving import KEEPING_FLAGS, Mover
 from shmcache.arena.mutex import RobustMutex, is_on_stack
+from shmcache.arena.patience import before_waiting
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.slab import RESERVED_SLABS, SLOT_BYTES, NoRoom
 from shmcache.arena.stripes import Stripes
@@ -71,7 +72,7 @@ class Room:
         self._ring = write_ring
         self._entry_slabs = EntrySlabs(self._mover, lanes)
         self.families = Families(self._mover, changes.remove)
-        self._lock = RobustMutex("cleaning", mapped.address + CLEANING_LOCK_OFFSET)
+        self._lock = RobustMutex("cleaning", mapped.address + CLEANING_LOCK_OFFSET, mapped.name)
         self.cleaned = 0
 
     @property
@@ -87,6 +88,7 @@ class Room:
         """Free slabs or entries, or wait for the syncer if nothing can be freed before that. Raises ArenaFull.
 
         Returns only if it, or somebody else meanwhile, gained something: who tries again and again comes to an end."""
+        before_waiting()  # it may take milliseconds
         if self._alone(lambda: self._gain(lacking)):
             return
         ring = self._ring
@@ -95,7 +97,7 @@ class Room:
             ring.request_drain()
             if ring.wait_committed(committed + 1, max(0.0, deadline - time.monotonic())):
                 return
-        raise ArenaFull(SLOT_BYTES, "everything in it is in use or waits for the database")
+        raise ArenaFull(SLOT_BYTES, "everything in it is in use or waits for the database").of(self._lock.arena)
 
     def sweep(self) -> int:
         """Free every slab that nothing refers to; return how many. What a crash has left is found here."""
@@ -128,8 +130,9 @@ class Room:
             result = lock.acquire(self._wait_seconds)
             if result == errno.EDEADLK and is_on_stack(_ALONE, 1):
                 raise ArenaError(
-                    "the arena was used again from inside its cleaning (by a signal handler, a destructor)"
-                )
+                    "it was used again from inside its cleaning (by a signal handler, a destructor): use it outside of"
+                    " those"
+                ).of(lock.arena)
             lock.inherit(result)
             self._entry_slabs.repair()
             return work()
