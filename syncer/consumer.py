@@ -167,7 +167,9 @@ class RingConsumer(ABC):
         self._begin()
         begun = self._begin_epoch(should_stop)
         if begun is not None:
+            # step: begun
             sequence = self._resume(begun)
+            # step: resumed
             while True:
                 stopping = should_stop()
                 sequence = self._drain(sequence, begun.epoch, should_stop)
@@ -193,6 +195,7 @@ class RingConsumer(ABC):
         """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
         while not self._abandon() and (entries := self._take(sequence)):
             started = time.monotonic()
+            # step: taken
             try:
                 self._carry(entries, epoch)
             except self.passing as error:
@@ -203,7 +206,9 @@ class RingConsumer(ABC):
                 self._succeeded()
                 self._limit.committed(len(entries), time.monotonic() - started)
                 sequence = entries[-1].sequence
+                # step: carried
                 self._ring.advance(sequence)
+                # step: advanced
                 if self.on_batch is not None:
                     self.on_batch()
         return sequence

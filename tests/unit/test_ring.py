@@ -201,16 +201,15 @@ class _Watched:
 
     def __getitem__(self, word: int) -> int:
         value: int = self._words[word]
-        if word == self._word and self._then is not None:
-            self._then, then = None, self._then
+        then = self._then
+        if word == self._word and then is not None:
+            self._then = None
             then()
         return value
 
 
 @pytest.mark.parametrize("word", [layout.HEAD, layout.COMMITTED, layout.TAIL])
-def test_bytes_that_are_no_entry_yet_are_none_whenever_another_consumer_moves_the_head(
-    arena: Arena, word: int
-) -> None:
+def test_bytes_that_are_no_entry_yet_are_none_whenever_another_consumer_moves_the_head(arena: Arena, word: int) -> None:
     """What a charger reads it settles, also one that was superseded a moment ago and does not know it."""
     region = arena.write_ring._region
     quarter = bytes(region.size // 4 - HEADER_BYTES)
