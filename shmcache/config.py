@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shmcache.errors import SettingsError
 
+MOST_SECONDS = 1e9
+"""The longest duration that can be set: about thirty years, and what every clock and wait can still count."""
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -24,10 +26,10 @@ def _parse_duration(value: Any) -> Any:
     return float(match[1]) * _DURATION_UNITS[match[2] or "s"] if match else value
 
 
-Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0, le=MOST_SECONDS, allow_inf_nan=False)]
 """A duration in seconds, also given as text with a unit."""
 
-Bytes = Annotated[ByteSize, Field(gt=0)]
+Bytes = Annotated[ByteSize, Field(gt=0, le=1 << 46)]
 """A size in bytes, also given as text with a unit."""
 
 

@@ -124,4 +124,4 @@ def systems() -> list[System]:
 
 
 def large_systems() -> list[System]:
-    return [system(writers=3, times=2, deaths=3, interrupts=2)]
+    return [system(writers=3, times=2, deaths=3, interrupts=1)]

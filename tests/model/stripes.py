@@ -1,8 +1,8 @@
 """Plain records: overwritten under a stripe's lock alone, while others commit, read, and die.
 
-(`shmcache.arena.stripes`.) One key, one entry, one stripe. `put` overwrites the record; where it may not, it commits. `forget` is a
-commit that takes the record away, as an eviction does. Readers take no lock
-unless what they see does not fit together; what they keep decoded they use while the entry's VERSION stands.
+(`shmcache.arena.stripes`.) One key, one entry, one stripe. `put` overwrites the record; where it may not, it commits.
+`forget` is a commit that takes the record away, as an eviction does. Readers take no lock unless what they see does not
+fit together; what they keep decoded they use while the entry's VERSION stands.
 
 A slot is one word here: that a copy is whole is shown in `tests.model.table`. Slots are never written twice.
 """

@@ -1,8 +1,8 @@
 """Records read without a lock, while they are put, moved and forgotten and their places used again.
 
 (`shmcache.arena.reading`, `table`, `slab`, `moving`.) One bucket, two entries, slots of two words of bytes. A writer
-does what a script says, each in a commit that may be cut off by its death; a reader reads one key, and reads it again from
-what it keeps decoded while the entry's version stands.
+does what a script says, each in a commit that may be cut off by its death; a reader reads one key, and reads it again
+from what it keeps decoded while the entry's version stands.
 
     entry    key, version, location, the next one on its chain       slot    (version, CRC), then two words of bytes
 
