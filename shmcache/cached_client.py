@@ -14,7 +14,7 @@ from shmcache.arena.transaction import (
     Touch,
 )
 from shmcache.cached_credits import CachedCredits
-from shmcache.codec import NodeGroup, PartialExecution, json_text
+from shmcache.codec import NodeGroup, PartialExecution, record_json_text
 from shmcache.database import queries
 from shmcache.frozen import FrozenDict, FrozenList, freeze
 from shmcache.identifiers import id_bytes, new_id
@@ -231,7 +231,7 @@ class CachedClient(CachedCredits):
     ) -> NodeExecution:
         """See ExecutionDataClient."""
         data = freeze(execution_data) if execution_data else EMPTY
-        texts = {name: json_text(value) for name, value in data.items()}
+        texts = {name: record_json_text(value) for name, value in data.items()}
         merged = _statistics(stats)
 
         def update() -> NodeExecution:
@@ -298,7 +298,7 @@ class CachedClient(CachedCredits):
         given, frozen, text = self._written_last
         if given is not value or type(value) not in _FROZEN:
             frozen = freeze(value)
-            text = json_text(frozen)
+            text = record_json_text(frozen)
             self._written_last = value, frozen, text
         return frozen, text
 
@@ -312,7 +312,7 @@ def _statistics(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not given:
         return EMPTY
     frozen: Mapping[str, Any] = freeze(given)
-    json_text(frozen)
+    record_json_text(frozen)
     return frozen
 
 

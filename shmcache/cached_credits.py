@@ -55,8 +55,9 @@ class CachedCredits(CachedTransactions):
     def __init__(self, arena: Arena, database_url: str, settings: Settings) -> None:
         super().__init__(arena, database_url, settings)
         self._charges = ChargeManager(
-            spend=self._spend, wait_settled=self._wait_settled, get_node=self.get_node, settings=settings
-        )
+            spend=self._spend, wait_settled=self._wait_settled, get_node=self.get_node, now=self._now,
+            settings=settings,
+        )  # fmt: skip
         self._told: dict[tuple[str, str | None], tuple[int | None, float]] = {}
 
     def get_credits(self, user_id: str) -> int:
@@ -95,7 +96,7 @@ class CachedCredits(CachedTransactions):
         urgent: bool = False,
     ) -> int:
         """See ExecutionDataClient."""
-        text = json_text(dict(metadata or {}))
+        text = json_text(dict(metadata)) if metadata else "{}"
 
         def spend() -> int:
             return self._charges.spend(user_id, cost, text, transaction_key)
@@ -239,7 +240,7 @@ class CachedCredits(CachedTransactions):
             except NotFound:
                 pending = self._records.writing()
                 void = Charge(
-                    hold.transaction_key, hold.user_id, 0, "block", hold.node_exec_id, hold.graph_exec_id, time.time(),
+                    hold.transaction_key, hold.user_id, 0, "block", hold.node_exec_id, hold.graph_exec_id, self._now(),
                     "{}",
                 )  # fmt: skip
                 pending.others += [
@@ -262,7 +263,7 @@ class CachedCredits(CachedTransactions):
             if self._was_told(user_id, graph_id):
                 return InsufficientBalanceError(user_id, balance, amount)
             notice = Transaction()
-            refusal = Refusal(user_id, graph_id, graph_exec_id, balance, amount, time.time())
+            refusal = Refusal(user_id, graph_id, graph_exec_id, balance, amount, self._now())
             notice.operations.append(Append("charge", ChargeKind.REFUSAL, pack(refusal)))
             self._arena.commit(notice)
         except ShmcacheError as error:

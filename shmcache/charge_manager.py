@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class ChargeManager:
 
     `spend(charges, node_exec)` takes all the charges or raises InsufficientBalanceError, and returns the balance left;
     it does nothing for an execution that was charged before, or without one, for a key that was used before.
-    `wait_settled()` returns when all is in the ledger."""
+    `wait_settled()` returns when all is in the ledger, `now()` the time."""
 
     def __init__(
         self,
@@ -47,11 +46,13 @@ class ChargeManager:
         spend: Callable[[Sequence[Priced], NodeExecution | None], int],
         wait_settled: Callable[[], None],
         get_node: Callable[[str], NodeDefinition],
+        now: Callable[[], float],
         settings: Settings,
     ) -> None:
         self._spend = spend
         self._wait_settled = wait_settled
         self._get_node = get_node
+        self._now = now
         self._settings = settings
 
     def _charge_usage(self, node_exec: NodeExecution, execution_count: int, async_mode: bool = True) -> tuple[int, int]:
@@ -72,10 +73,12 @@ class ChargeManager:
         a key that the ledger cannot hold, and for metadata with a NUL."""
         check_amount(amount, "a charge")
         if "\\u0000" in metadata_json:
-            raise InvalidValue("the metadata of a charge hold the character NUL, which PostgreSQL cannot store")
+            raise InvalidValue(
+                "the metadata of a charge hold the character NUL, which PostgreSQL does not store: leave it out"
+            )
         owner = 0 if transaction_key is None else os.getpid()
         key = new_id() if transaction_key is None else check_key(transaction_key)
-        charge = Charge(key, user_id, amount, SPEND, None, None, time.time(), metadata_json, 0, owner)
+        charge = Charge(key, user_id, amount, SPEND, None, None, self._now(), metadata_json, 0, owner)
         return self._spend([(ChargeKind.CHARGE, charge)], None)
 
     def charges_for(self, node_exec: NodeExecution, execution_count: int) -> list[Priced]:
@@ -119,7 +122,7 @@ class ChargeManager:
             reason,
             node_exec.id,
             node_exec.graph_exec_id,
-            time.time(),
+            self._now(),
             "{}",
             execution_count,
         )

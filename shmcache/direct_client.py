@@ -93,7 +93,7 @@ class DirectClient(ExecutionDataClient):
         self._last_time = 0.0
         self._low_balance = settings.low_balance
         self._charges = ChargeManager(
-            spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, settings=settings
+            spend=self._spend, wait_settled=lambda: None, get_node=self.get_node, now=self._now, settings=settings
         )
 
     # Definitions
@@ -480,7 +480,7 @@ class DirectClient(ExecutionDataClient):
             try:
                 return ask(connection)
             except UnicodeEncodeError as error:
-                raise InvalidValue(f"a text cannot be stored: {error}") from None
+                raise InvalidValue(f"a text cannot be stored: {error}; encode it as UTF-8 first") from None
             except psycopg.Error as error:
                 if self._transaction is None and isinstance(error, _RERUN):
                     continue

@@ -212,9 +212,9 @@ class Manager:
                 raise RuntimeError(f"its worker died {work.attempt - 1} times")
             node = self._persist(client.get_node, execution.node_id)
             block = get_block(node.block_id)
-            # What the time costs from the first start to the end of a later attempt is not the user's to pay.
-            is_timed_anew = work.attempt > 1 and block.cost.per == "second"
-            self._timed_since = time.monotonic() if is_timed_anew else None
+            # What is paid by the second is timed here: neither a clock that is set nor the time since the start of an
+            # attempt whose worker died is the user's to pay.
+            self._timed_since = time.monotonic() if block.cost.per == "second" else None
             execution = self._begin(execution)
             inputs = thaw({**node.input_default, **execution.inputs, **node.constants})
             outputs = block.run(inputs) or ()

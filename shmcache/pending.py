@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from shmcache.arena import FLAG_FINISHED, FLAG_INDEXED, FLAG_PINNED, Transaction
 from shmcache.arena.transaction import Append, Operation, Put, Touch
-from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, encode, json_text, pack
+from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, encode, pack, record_json_text
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES, GraphExecution, NodeExecution
 from shmcache.writes import (
@@ -21,6 +21,9 @@ from shmcache.writes import (
     OutputWrite,
     WriteKind,
 )
+
+# A named tuple's own constructor takes twice as long.
+_new = tuple.__new__
 
 
 class Pending:
@@ -92,42 +95,52 @@ class Pending:
 
     def build(self) -> Transaction:
         """Return the transaction with all the operations; `written` is what its first Puts put. Raises InvalidValue."""
-        self.transaction.operations = list(self._operations())
+        self.transaction.operations = operations = self._rows()
+        if self.graph_executions:
+            operations += self._graph_execution_records()
+        written = self.written
+        for group_id, group in self.groups.items():
+            written.append((group_id, group))
+            parent = id_bytes(self.group_parents[group_id])
+            operations.append(_new(Put, (id_bytes(group_id), encode(group), parent, FLAG_INDEXED)))
+        for identifier, (partial, group_id, _) in self.executions.items():
+            record = partial if partial.parts else partial.execution
+            written.append((identifier, record))
+            operations.append(_new(Put, (id_bytes(identifier), encode(record), id_bytes(group_id), 0)))
+        for part_id, (part, node_exec_id) in self.parts.items():
+            written.append((part_id, part))
+            operations.append(Put(id_bytes(part_id), encode(part), id_bytes(node_exec_id), FLAG_PINNED))
+        operations += self.others
         return self.transaction
 
-    def _operations(self) -> Iterator[Operation]:
+    def _rows(self) -> list[Operation]:
+        """Return what goes on the write ring."""
+        rows: list[Operation] = []
         # A graph execution's row goes before its nodes' rows (foreign key), its final status after them: one that
         # begins and ends here has a row in both places.
-        ended = [each for each in self.graph_executions.values() if each.status in FINAL_STATUSES]
+        ended = []
         for identifier, graph_execution in self.graph_executions.items():
+            first = graph_execution
             if graph_execution.status in FINAL_STATUSES:
-                graph_execution = self.graph_executions_before[identifier]  # noqa: PLW2901
-            if graph_execution.status not in FINAL_STATUSES:
-                yield _graph_execution_row(graph_execution)
+                ended.append(graph_execution)
+                first = self.graph_executions_before[identifier]
+            if first.status not in FINAL_STATUSES:
+                rows.append(_graph_execution_row(first))
         for partial, _, row in self.executions.values():
             if row:
-                yield _node_execution_row(partial.execution)
+                rows.append(_node_execution_row(partial.execution))
         for kind, item in self.rows:
-            yield Append("write", kind, pack(item))
-        for graph_execution in ended:
-            yield _graph_execution_row(graph_execution)
+            rows.append(_new(Append, ("write", kind, pack(item))))
+        rows.extend(map(_graph_execution_row, ended))
+        return rows
+
+    def _graph_execution_records(self) -> Iterator[Operation]:
         for graph_execution in self.graph_executions.values():
             key = id_bytes(graph_execution.id)
             self.written.append((graph_execution.id, graph_execution))
             yield Put(key, encode(graph_execution))
             final = graph_execution.status in FINAL_STATUSES
             yield Touch(key, FLAG_FINISHED if final else 0, 0 if final else FLAG_FINISHED)
-        for group_id, group in self.groups.items():
-            self.written.append((group_id, group))
-            yield Put(id_bytes(group_id), encode(group), id_bytes(self.group_parents[group_id]), FLAG_INDEXED)
-        for partial, group_id, _ in self.executions.values():
-            record = partial if partial.parts else partial.execution
-            self.written.append((partial.execution.id, record))
-            yield Put(id_bytes(partial.execution.id), encode(record), id_bytes(group_id))
-        for part_id, (part, node_exec_id) in self.parts.items():
-            self.written.append((part_id, part))
-            yield Put(id_bytes(part_id), encode(part), id_bytes(node_exec_id), FLAG_PINNED)
-        yield from self.others
 
 
 def _graph_execution_row(execution: GraphExecution) -> Append:
@@ -136,11 +149,11 @@ def _graph_execution_row(execution: GraphExecution) -> Append:
         execution.graph_id,
         execution.user_id,
         execution.status,
-        json_text(execution.inputs),
+        record_json_text(execution.inputs),
         execution.created_at,
         execution.started_at,
         execution.ended_at,
-        json_text(execution.stats),
+        record_json_text(execution.stats),
         execution.moves,
     )
     return Append("write", WriteKind.GRAPH_EXECUTION, pack(row))
@@ -156,7 +169,7 @@ def _node_execution_row(execution: NodeExecution) -> Append:
         execution.queued_at,
         execution.started_at,
         execution.ended_at,
-        json_text(execution.stats) if execution.stats else "{}",
+        record_json_text(execution.stats) if execution.stats else "{}",
         execution.moves,
     )
     return Append("write", WriteKind.NODE_EXECUTION, pack(row))

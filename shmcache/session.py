@@ -1,8 +1,8 @@
 """How a worker comes by its client: `get_db_client()`, after a fork or in a process of its own.
 
-A supervisor calls `prepare` before it forks: its children inherit the mapping. It also leaves the arena's name and the
-database's address in the environment, where a process that is started anew (spawn, forkserver, another program) finds
-them.
+A supervisor calls `prepare` before it forks: its children inherit the mapping. It also hands the arena's name and the
+database's address on in the environment, where a process that is started anew (spawn, forkserver, another program)
+finds them, whatever its file of settings says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.errors import SettingsError
 from shmcache.execution_data_client import ExecutionDataClient
+from shmcache.setting_layers import hand_on
 from shmcache.work_queue import WorkQueue
 
 
@@ -35,9 +36,7 @@ def prepare(arena: Arena, database_url: str, settings: Settings) -> None:
     global _prepared  # noqa: PLW0603 - one a process, by intent: forked workers find it here
     _prepared = _Prepared(arena, database_url, settings)
     _clients.clear()
-    os.environ["SHMCACHE_ARENA"] = arena.name
-    os.environ["SHMCACHE_DATABASE_URL"] = database_url
-    os.environ["SHMCACHE_MODE"] = settings.mode
+    hand_on(arena=arena.name, database_url=database_url, mode=settings.mode)
 
 
 def prepared_arena() -> Arena:

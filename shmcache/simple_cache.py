@@ -27,7 +27,7 @@ class SimpleExecutorCache(DecodedLayer):
 
     __slots__ = ()
 
-    def __init__(self, arena: Arena, limit: int = 50_000) -> None:
+    def __init__(self, arena: Arena, limit: int = 16_384) -> None:
         super().__init__(arena, limit)
 
     def get(self, identifier: str) -> Hit | None:

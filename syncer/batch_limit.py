@@ -1,10 +1,14 @@
 """How large the next batch may be: as large as a commit of about the wanted length allows, half as large after a
-failure, in case its size was the reason."""
+failure, in case its size was the reason. The first is a small one: a new leader soon makes room for those who wait for
+it, and if leaders die in a row, each has brought something further."""
 
 from __future__ import annotations
 
 _LEAST_ENTRIES = 256
 """Slowness alone makes no batch smaller: below this a commit's fixed costs count for more than its rows."""
+
+
+_FIRST_ENTRIES = 1_000
 
 
 class BatchLimit:
@@ -14,7 +18,7 @@ class BatchLimit:
         self._most_entries = most_entries
         self._most_bytes = most_bytes
         self._wanted_seconds = wanted_seconds
-        self.entries = most_entries
+        self.entries = min(most_entries, _FIRST_ENTRIES)
 
     @property
     def bytes(self) -> int:

@@ -3,7 +3,7 @@
     1  read      entries behind the head                                          death: nothing had happened
     2  settle    the pool's processes, each for its part of the users (so that    death of one: the pool is replaced and
                  one user's charges stay in order and nobody waits for a row),    the batch tried again; what was
-                 one transaction each                                             settled is known by its key
+                 one transaction each; until they are up, the charger itself      settled is known by its key
     3  confirm   checkpoint and epoch, in the charger's own connection; there     death: as above
                  too what the accounts can spend now
     4  tell      graph executions whose charges could not be paid                 death: told again, the same
@@ -28,15 +28,8 @@ lock file, and the threads that a pool needs would make forking unsafe. The kern
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from types import ModuleType
+from collections.abc import Sequence
 
 import psycopg
 
@@ -57,6 +50,7 @@ from syncer.charge_batch import Batch
 from syncer.consumer import RingConsumer, ShouldStop, one_line
 from syncer.holds import close_left_holds
 from syncer.refusals import is_refusal
+from syncer.settlement_pool import PoolBroken, SettlementPool
 from syncer.settlement_worker import Partition, Settled
 
 logger = logging.getLogger(__name__)
@@ -77,7 +71,7 @@ class ChargePool(RingConsumer):
     A batch that is not settled after `hang_seconds` is tried again by a new pool."""
 
     role = "charger"
-    passing = (*RingConsumer.passing, Unavailable, BrokenProcessPool, TimeoutError)
+    passing = (*RingConsumer.passing, Unavailable, PoolBroken, TimeoutError)
 
     def __init__(
         self, arena: Arena, database_url: str, settings: Settings, *, hang_seconds: float = _HANG_SECONDS
@@ -88,7 +82,7 @@ class ChargePool(RingConsumer):
             batch_entries=_BATCH_ENTRIES, batch_bytes=_BATCH_BYTES,
         )  # fmt: skip
         self._hang_seconds = hang_seconds
-        self._pool: Executor | None = None
+        self._pool: SettlementPool | None = None
         self._changes: AccountChanges | None = None
         self._callbacks: Callbacks | None = None
         self._client: CachedClient | None = None
@@ -100,10 +94,7 @@ class ChargePool(RingConsumer):
 
     def _begin(self) -> None:
         logger.info("Charge manager started")
-        with _nameless_main_module():
-            pool = self._pool = self._make_pool()
-            for _ in range(self._settings.charge_workers):
-                pool.submit(os.getpid)  # brings the processes up before the first charge waits for them
+        self._pool = self._make_pool()  # its processes come up before the first charge waits for them
         self._client = CachedClient(self._arena, self._database_url, self._settings)
         self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
         self._callbacks = Callbacks.start(self._database_url)
@@ -130,6 +121,7 @@ class ChargePool(RingConsumer):
             self._client.close()
             self._client = None
         self._end_pool()
+        settlement_worker.leave()
         super()._let_go()
 
     # A batch
@@ -176,21 +168,20 @@ class ChargePool(RingConsumer):
             self._arena.count(Counter.DEAD_LETTERS, settled.refused + len(batch.broken))
 
     def _settle(self, batch: Batch) -> Settled:
-        """Have the pool settle each partition. Raises BrokenProcessPool, TimeoutError, psycopg.Error."""
-        with _nameless_main_module():
-            pool = self._pool = self._pool or self._make_pool()
-            futures: list[Future[Settled]] = [
-                pool.submit(
-                    settlement_worker.settle_partition,
-                    Partition(self._arena.arena_id, self._ring.name, self._settings.low_balance, items),
-                )
-                for items in batch.partitions.values()
-            ]
-        # step: dispatched
-        _, unfinished = wait(futures, timeout=self._hang_seconds)
-        if unfinished:
-            raise TimeoutError(f"a batch of charges is not settled after {self._hang_seconds:g} s")
-        parts = [future.result() for future in futures]
+        """Have the pool settle each partition. Raises PoolBroken, TimeoutError, psycopg.Error."""
+        pool = self._pool = self._pool or self._make_pool()
+        partitions = [
+            Partition(self._arena.arena_id, self._ring.name, self._settings.low_balance, items)
+            for items in batch.partitions.values()
+        ]
+        if pool.is_ready():
+            settlement_worker.leave()
+            pool.send(partitions, self._hang_seconds)
+            # step: dispatched
+            parts = pool.receive()
+        else:  # room on the ring does not wait for that
+            settlement_worker.use(self._database_url)
+            parts = [settlement_worker.settle_partition(each) for each in partitions]
         return Settled(sum(part.refused for part in parts), [each for part in parts for each in part.shortfalls])
 
     def _tell(self, shortfalls: Sequence[Shortfall]) -> None:
@@ -233,11 +224,12 @@ class ChargePool(RingConsumer):
         try:
             self._arena.commit(wanted)
         except Conflict:
-            raise Fenced("charger: its part of the ring was settled by another", 0) from None
+            raise Fenced("charger", 0).of(self._arena.name) from None
 
     # Between batches
 
     def _look_around(self) -> bool:
+        self._mend_pool()
         if self._ring.committed_sequence < self._ring.last_sequence and self._backoff.tries:
             return False  # the database is away, and this process is asked to end
         try:
@@ -285,35 +277,27 @@ class ChargePool(RingConsumer):
     # The pool
 
     def _wait_after(self, error: Exception, should_stop: ShouldStop) -> bool:
-        if isinstance(error, (BrokenProcessPool, TimeoutError)):
+        if isinstance(error, (PoolBroken, TimeoutError)):
             logger.warning("a process of the charge pool died or hangs: a new pool tries the batch again")
             self._arena.count(Counter.POOL_REPLACED)
             self._end_pool(kill=True)
         return super()._wait_after(error, should_stop)
 
-    def _make_pool(self) -> Executor:
-        return ProcessPoolExecutor(
-            max_workers=self._settings.charge_workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=settlement_worker.start,
-            initargs=(self._database_url, os.getpid()),
-        )
+    def _mend_pool(self) -> None:
+        """Replace a pool of which a process died between two batches: the next charge need not wait for a new one."""
+        if self._pool is not None and not self._pool.is_whole():
+            logger.warning("a process of the charge pool died: it is replaced")
+            self._arena.count(Counter.POOL_REPLACED)
+            self._end_pool(kill=True)
+            self._pool = self._make_pool()
+
+    def _make_pool(self) -> SettlementPool:
+        return SettlementPool(self._settings.charge_workers, self._database_url)
 
     def _end_pool(self, kill: bool = False) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            if kill and isinstance(pool, ProcessPoolExecutor):
-                for process in list((pool._processes or {}).values()):
-                    process.kill()  # each transaction is whole or not at all, and its charges have keys
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _nameless_main_module() -> Iterator[None]:
-    """Keep spawned processes from importing this program's main module, and all that the command line imports."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+            if kill:
+                pool.kill()
+            else:
+                pool.close()

@@ -5,7 +5,7 @@
     3  read      entries behind the checkpoint; nothing is held on the ring    death: nothing had happened
     4  carry     entries and checkpoint into the database                      death: see the subclass
     5  advance   the ring's head moves                                         death: the next leader does it in step 2
-    6  wait      until asked to drain, the ring is half full, or the interval is over; then 3 again
+    6  wait      until asked to drain, the ring is at its high-water mark, or the interval is over; then 3 again
 
 What passes (a lost connection, a deadlock, a shutdown, a full disk) repeats from 3 for ever, with growing waits. How
 large a batch may be follows from how long the last ones took (see `batch_limit`). Asked to stop, it drains what is on
@@ -41,8 +41,9 @@ ShouldStop = Callable[[], bool]
 _TURN_SECONDS = 0.1
 _STOPPING_SECONDS = 10.0
 _OUTAGE_LOG_SECONDS = 60.0
-_COMMIT_SECONDS = 0.5
-"""How long a commit may well take: a durable write, a new leader and a fenced one wait for about so much."""
+_COMMIT_SECONDS = 0.25
+"""How long a commit may well take: a durable write, a write to a full ring, a new leader and a fenced one wait for
+about so much, or twice."""
 _IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
 _TRANSACTION_SECONDS = 300
 """A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one. The
@@ -151,7 +152,10 @@ class RingConsumer(ABC):
             self._connection = None
 
     def _add_dead_letter(self, entry: Entry, error: Exception) -> None:
-        logger.error("dead letter: entry %d of the %s ring: %s", entry.sequence, self._ring.name, one_line(error))
+        logger.error(
+            "dead letter: entry %d of the %s ring: %s", entry.sequence, self._ring.name, one_line(error),
+            extra={"sequence": entry.sequence, "ring": self._ring.name},
+        )  # fmt: skip
         add_dead_letter(
             self._connected(),
             self._arena.arena_id,
@@ -192,8 +196,16 @@ class RingConsumer(ABC):
                 return begun
 
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
-        """Carry all that is on the ring behind `sequence`; return the sequence reached. Raises Fenced."""
-        while not self._abandon() and (entries := self._take(sequence)):
+        """Carry what is on the ring behind `sequence`; return the sequence reached. Raises Fenced.
+
+        What comes meanwhile waits for the next drain, unless much comes or it is the last one: a consumer that ran
+        after its producers would make a transaction of every few entries."""
+        newest = self._ring.last_sequence
+        while (
+            not self._abandon()
+            and (sequence < newest or self._ring.is_high or should_stop())
+            and (entries := self._take(sequence))
+        ):
             started = time.monotonic()
             # step: taken
             try:
@@ -221,7 +233,10 @@ class RingConsumer(ABC):
         if not self._backoff.tries or now - self._outage_logged_at > _OUTAGE_LOG_SECONDS:
             self._outage_logged_at = now
             left = self._ring.last_sequence - self._ring.committed_sequence
-            logger.warning("%d entries of the %s ring wait, trying again: %s", left, self._ring.name, one_line(error))
+            logger.warning(
+                "%d entries of the %s ring wait, trying again: %s", left, self._ring.name, one_line(error),
+                extra={"waiting": left, "ring": self._ring.name},
+            )  # fmt: skip
         until = now + self._backoff.next_seconds()
         while True:
             now = time.monotonic()

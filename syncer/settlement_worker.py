@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import msgpack
@@ -51,10 +52,33 @@ class Settled(NamedTuple):
     shortfalls: list[Shortfall]
 
 
-def start(database_url: str, charger_pid: int) -> None:
-    """Prepare a process of the pool: it dies with the charger, and leaves signals of the terminal to the supervisor."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def serve(pipe: Connection, database_url: str, charger_pid: int) -> None:
+    """Be a process of the pool: say that it is there, settle what comes through a pipe, answer, until it ends.
+
+    It dies with the charger, and leaves signals of the terminal to the supervisor."""
+    _start(database_url, charger_pid)
+    pipe.send(None)
     setproctitle("shmcache: pool")
+    while True:
+        try:
+            partition = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: Settled | Exception
+        try:
+            answer = settle_partition(partition)
+        except Exception as error:  # whatever it is, it is the charger's to decide about
+            answer = error
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+        except Exception as error:  # one that cannot be pickled
+            pipe.send(RuntimeError(f"{type(answer).__name__}: {answer} ({error})"))
+
+
+def _start(database_url: str, charger_pid: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != charger_pid:
         os._exit(1)
@@ -63,10 +87,16 @@ def start(database_url: str, charger_pid: int) -> None:
 
 def use(database_url: str) -> None:
     """Say where this process settles."""
-    global _connection, _database_url
+    global _database_url  # noqa: PLW0603
+    _database_url = database_url
+
+
+def leave() -> None:
+    """Close the connection that this process settles by, if it has one."""
+    global _connection  # noqa: PLW0603
     if _connection is not None:
         _connection.close()
-    _connection, _database_url = None, database_url
+    _connection = None
 
 
 def settle_partition(partition: Partition) -> Settled:

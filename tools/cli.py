@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`, `bench`, `chaos`."""
+"""The command line: `shmcache run`, `supervise`, `inspect`, `config`, `doctor`, `accounts`, `drain`, ..."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from shmcache.errors import SettingsError, ShmcacheError
+from shmcache.setting_texts import without_passwords
 from tools.accounts_commands import accounts
+from tools.command_settings import add_settings_options, command_settings
+from tools.config_command import config
+from tools.doctor_command import doctor
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
 if TYPE_CHECKING:
-    from shmcache.config import Settings
     from tools.processes import Processes
     from tools.supervisor import Supervisor
 
@@ -75,7 +78,7 @@ def run(
     from shmcache.identifiers import id_bytes
     from tools.run import print_summary, run_graphs
 
-    settings = _settings(
+    settings = command_settings(
         workers=workers, arena=arena, arena_size=arena_size, log_level=log_level, opening_balance=opening_balance,
         mode="direct" if direct else None,
     )  # fmt: skip
@@ -126,7 +129,7 @@ def supervise(
     from tools.processes import Role
     from tools.supervisor import Supervisor
 
-    settings = _settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
+    settings = command_settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
     function = _callable(target)
     worker = Role("worker", lambda _should_stop: function(), restart_on_return=False, stop_raises=True)
     return 0 if Supervisor(settings, settings.arena, worker).run(_UntilReturned()) else 1
@@ -156,6 +159,8 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+cli.add_command(config)
+cli.add_command(doctor)
 
 
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -187,7 +192,7 @@ def drain(name: str, as_json: bool) -> int:
     Exit status 0 if all is in the database, 1 if some is left, in the arena."""
     from tools.drain import drain_by_hand
 
-    return 0 if drain_by_hand(name, _settings(arena=name), as_json) else 1
+    return 0 if drain_by_hand(name, command_settings(arena=name), as_json) else 1
 
 
 @cli.group("dead-letters")
@@ -208,7 +213,7 @@ def list_letters(ring: str | None, limit: int, as_json: bool) -> int:
     """List dead letters, oldest first."""
     from tools.dead_letters import print_list
 
-    print_list(_settings(), ring, limit, as_json)
+    print_list(command_settings(), ring, limit, as_json)
     return 0
 
 
@@ -219,7 +224,7 @@ def show_letter(letter_id: int, as_json: bool) -> int:
     """Show one with its entry, decoded or, where it cannot be, as bytes."""
     from tools.dead_letters import print_one
 
-    print_one(_settings(), letter_id, as_json)
+    print_one(command_settings(), letter_id, as_json)
     return 0
 
 
@@ -234,7 +239,7 @@ def replay_letters(ids: tuple[int, ...], all_letters: bool, as_json: bool) -> in
     from tools.dead_letters import replay_letters
 
     _check_choice(ids, all_letters)
-    return 0 if replay_letters(_settings(), ids, as_json) else 1
+    return 0 if replay_letters(command_settings(), ids, as_json) else 1
 
 
 @dead_letters.command("discard")
@@ -251,7 +256,7 @@ def discard_letters(ids: tuple[int, ...], all_letters: bool, yes: bool, as_json:
     _check_choice(ids, all_letters)
     if all_letters and not yes:
         click.confirm("Throw all dead letters away?", abort=True, err=True)
-    return 0 if discard_letters(_settings(), ids, as_json) else 1
+    return 0 if discard_letters(command_settings(), ids, as_json) else 1
 
 
 def _check_choice(ids: tuple[int, ...], all_letters: bool) -> None:
@@ -272,13 +277,7 @@ def _callable(target: str) -> Callable[[], Any]:
     return found
 
 
-def _settings(**given: Any) -> Settings:
-    from shmcache.config import load_settings
-    from tools.logs import start_logging
-
-    settings = load_settings(**given)
-    start_logging(settings.log_level)
-    return settings
+add_settings_options(cli)
 
 
 def main() -> None:
@@ -296,10 +295,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
         sys.exit(1)
     except ShmcacheError as error:
-        sys.stderr.write(f"shmcache: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"shmcache: {without_passwords(' '.join(str(error).split()))}\n")
         sys.exit(2)
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))
         sys.stderr.write(f"shmcache: unexpected {text} (details in {write_traceback()})\n")
         sys.exit(2)
 

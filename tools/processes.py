@@ -7,8 +7,9 @@ the fork: none reaches a child before its own handlers are there.
 One that dies within a second is started again after a wait that doubles, up to a second; and if it *fails* so (its body
 raises) again and again, while none of its role has lived for a second, all is given up: CannotStart.
 
-A child that is stopped (SIGSTOP) leads on or holds a lock, and nothing of its kind goes on without it. The kernel tells
-its parent; after a while it is killed, and then another one is started like after any death.
+A child that is stopped (SIGSTOP) leads on, and nothing of its kind goes on without it; or it holds a lock, and nobody
+at all goes on. The kernel tells its parent; after a while it is killed, and then another one is started like after any
+death. With a lock that is after an instant: its work is done again by another, while all others would wait.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from setproctitle import setproctitle
 
 from shmcache.arena import Arena
 from shmcache.errors import ShmcacheError
+from tools.logs import end_logging
 from tools.signals import QUEUED
 from tools.trace_file import write_traceback
 
@@ -40,6 +42,7 @@ _FIRST_WAIT_SECONDS = 0.05
 _MOST_WAIT_SECONDS = 1.0
 _MOST_QUICK_FAILURES = 5
 _REMIND_SECONDS = 1.0
+_MOST_STOPPED_WITH_LOCK_SECONDS = 0.3
 _FAILED = 70  # sysexits.h: EX_SOFTWARE; here: the body raised, said why, and its process left
 
 
@@ -75,15 +78,16 @@ class _Delayed(NamedTuple):
 class Processes:
     """The children of a supervisor.
 
-    One that leads, or holds a lock of the arena, may be stopped for `stopped_seconds`; None: for ever. The supervisor
-    itself waits no longer than that for a lock, so as to be there to free it."""
+    One that leads may be stopped for `stopped_seconds`, one that holds a lock of the arena for an instant; None: both
+    for ever. The supervisor itself waits no longer than that for a lock, so as to be there to free it."""
 
     def __init__(self, arena: Arena, stopped_seconds: float | None = None) -> None:
         self._arena = arena
         self._stopped_seconds = stopped_seconds
         self._lock_wait_seconds = arena.lock_wait_seconds
         if stopped_seconds is not None:
-            arena.lock_wait_seconds = min(arena.lock_wait_seconds, stopped_seconds)
+            self._stopped_with_lock_seconds = min(stopped_seconds, _MOST_STOPPED_WITH_LOCK_SECONDS)
+            arena.lock_wait_seconds = min(arena.lock_wait_seconds, self._stopped_with_lock_seconds)
         self._dead_hold = False
         self._children: dict[int, _Child] = {}
         self._delayed: list[_Delayed] = []
@@ -170,12 +174,18 @@ class Processes:
 
     def _end_if_stopped(self, pid: int, child: _Child, now: float) -> None:
         """Kill a child that has been stopped for too long and is in the way of others."""
-        if child.stopped is None or self._stopped_seconds is None or now - child.stopped < self._stopped_seconds:
+        if child.stopped is None or self._stopped_seconds is None:
             return
-        if child.role.leads or pid in self._arena.lock_holders():
-            logger.warning("%s %d has been stopped for %.0f s: killed", child.role.name, pid, now - child.stopped)
-            os.kill(pid, signal.SIGKILL)
-            self._children[pid] = child._replace(stopped=None)
+        seconds = now - child.stopped
+        if child.role.leads and seconds >= self._stopped_seconds:
+            what = ""
+        elif seconds >= self._stopped_with_lock_seconds and pid in self._arena.lock_holders():
+            what = " with a lock"
+        else:
+            return
+        logger.warning("%s %d has been stopped for %.1f s%s: killed", child.role.name, pid, seconds, what)
+        os.kill(pid, signal.SIGKILL)
+        self._children[pid] = child._replace(stopped=None)
 
     def _follow(self, pid: int, child: _Child, code: int, now: float) -> None:
         """Decide what comes after a child that ended with `code` (negative: of that signal)."""
@@ -189,7 +199,9 @@ class Processes:
             raise CannotStart(f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log")
         wait = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(self._quick_deaths[name], 20)) if quick else 0.0
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        logger.warning("%s %d %s: starting another", name, pid, ended)
+        logger.warning(
+            "%s %d %s: starting another", name, pid, ended, extra={"dead_role": name, "dead_pid": pid, "status": code}
+        )
         self.restarts[name] = self.restarts.get(name, 0) + 1
         self._delayed.append(_Delayed(child.role, now + wait))
 
@@ -225,6 +237,7 @@ def _live(role: Role, arena: Arena, parent: int) -> NoReturn:
     except BaseException as error:
         logger.error("%s failed: %s: %s (details in %s)", role.name, type(error).__name__, error, write_traceback())
     finally:
+        end_logging()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)

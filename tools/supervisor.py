@@ -30,6 +30,7 @@ from syncer.election import remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
 from tools.leftovers import claim, drain, drain_leftovers, open_arena, unsynced
+from tools.logs import bind_arena, end_logging
 from tools.processes import Processes, Role
 from tools.signals import SignalQueue
 
@@ -86,6 +87,7 @@ class Supervisor:
 
         `interrupted` says whether a signal ended it early. Raises ShmcacheError where it cannot start."""
         server = None
+        bind_arena(self._arena_name)
         # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         with self._signals:
@@ -107,6 +109,7 @@ class Supervisor:
             finally:
                 if server is not None:
                     server.stop()
+                end_logging()
 
     def _supervise(self, job: Job) -> bool:
         settings = self._settings

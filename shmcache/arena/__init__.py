@@ -16,7 +16,7 @@ from shmcache.arena.mapping_parts import ABSENT, MappingStatistics, Versioned
 from shmcache.arena.reading import Found
 from shmcache.arena.ring import Entry
 from shmcache.arena.ring_ends import Ring
-from shmcache.arena.segment import free_bytes, list_arenas, unlink_segment
+from shmcache.arena.segment import free_bytes, list_arenas, segment_path, unlink_segment
 from shmcache.arena.transaction import Conflict, CounterTooLow, Transaction
 from shmcache.arena.work import Claim
 
@@ -42,5 +42,6 @@ __all__ = [
     "Versioned",
     "free_bytes",
     "list_arenas",
+    "segment_path",
     "unlink_segment",
 ]

@@ -85,7 +85,7 @@ class Arena(Changeable):
         mapped, descriptor = segment.reserve_segment(name, planned)
         arena = None
         try:
-            memory = Memory(mapped, planned)
+            memory = Memory(mapped, planned, name)
             words = memory.words
             words[layout.MAGIC_WORD] = layout.MAGIC
             words[layout.LAYOUT_WORD] = layout.LAYOUT_HASH
@@ -126,7 +126,7 @@ class Arena(Changeable):
         """Attach to an existing arena by its name alone. Who takes it over after a crash sweeps it.
 
         Raises ArenaMissing, ArenaUnusable."""
-        return cls(name, Memory(*segment.attach_segment(name)), **waits)
+        return cls(name, Memory(*segment.attach_segment(name), name), **waits)
 
     def close(self) -> None:
         """Give back this process's claims and its lane, and unmap the segment."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from shmcache.arena import transaction, work
 from shmcache.arena.layout import (
@@ -42,6 +43,11 @@ from shmcache.errors import InvalidValue
 _unpack_key = struct.Struct(">QQ").unpack
 _pack_slot = SLOT.pack_into
 _crc32 = zlib.crc32
+# A named tuple's own constructor takes twice as long.
+_new_outcome = tuple.__new__
+
+Counters: TypeAlias = dict[bytes, int]
+"""The counters that a transaction asked for, as it leaves them."""
 
 _SIGNED = 1 << 63
 _WRAP = 1 << 64
@@ -54,9 +60,21 @@ class NeedsStripes(Exception):
 class Changes:
     """Stages transactions over a memory."""
 
-    __slots__ = ("_buckets", "_buffer", "_mapped", "_mask", "_rings", "_words", "slabs", "table")
+    __slots__ = (
+        "_buckets",
+        "_buffer",
+        "_charge_ring",
+        "_mapped",
+        "_mask",
+        "_words",
+        "_write_ring",
+        "slabs",
+        "table",
+    )
 
-    def __init__(self, mapped: Memory, table: Table, slabs: Slabs, rings: Mapping[str, RingRegion]) -> None:
+    def __init__(
+        self, mapped: Memory, table: Table, slabs: Slabs, write_ring: RingRegion, charge_ring: RingRegion
+    ) -> None:
         self._words = mapped.words
         self._buffer = mapped.buffer
         self._mapped = mapped.mapped
@@ -64,39 +82,36 @@ class Changes:
         self._mask = mapped.layout.bucket_count - 1
         self.table = table
         self.slabs = slabs
-        self._rings = rings
+        self._write_ring = write_ring
+        self._charge_ring = charge_ring
 
     def stage(self, wanted: Transaction, stage: Stage, lane: int) -> Outcome:
         """Stage all of a transaction, for the process of a lane. With the stripes of its keys held, if it is plain.
 
         Raises Conflict, CounterTooLow, NeedsStripes, NoRoom, NoRingRoom, InvalidValue: the stage is worth nothing
         then."""
-        operations = wanted.operations
         dirty = charged = 0
+        others: list[transaction.Operation] = []
         # Ring entries are staged first, so that a tail is the first word stored: the commit point.
-        for operation in operations:
+        for operation in wanted.operations:
             if type(operation) is Append:
                 ring, kind, payload = operation
-                region = self._rings[ring]
-                if len(payload) > region.longest_payload:
-                    raise InvalidValue(
-                        f"an entry of {len(payload):,} bytes: the {ring} ring takes {region.longest_payload:,}; "
-                        "set SHMCACHE_ARENA_SIZE higher"
-                    )
-                sequence = region.append(stage, kind, payload)
                 if ring == "write":
-                    dirty = sequence
+                    dirty = self._write_ring.append(stage, kind, payload)
                 else:
-                    charged = sequence
+                    charged = self._charge_ring.append(stage, kind, payload)
+            else:
+                others.append(operation)
         stage[COMMIT_SEQUENCE] = version = self._words[COMMIT_SEQUENCE] + VERSION_STEP
         counters: dict[bytes, int] = {}
         written: list[tuple[int, int]] = []
-        for operation in operations:
+        plain = wanted.plain
+        for operation in others:
             if type(operation) is Put:
-                written.append(self._put(stage, operation, version, dirty, wanted.plain))
-            elif type(operation) is not Append:
-                self._change(stage, operation, lane, counters, wanted.plain)
-        return Outcome(dirty, charged, counters, written)
+                written.append(self._put(stage, operation, version, dirty, plain))
+            else:
+                _STAGED_BY[type(operation)](self, stage, operation, lane, counters, plain)
+        return _new_outcome(Outcome, (dirty, charged, counters, written))
 
     def _put(self, stage: Stage, put: Put, version: int, dirty: int, plain: bool) -> tuple[int, int]:
         key, record, parent_key, flags = put
@@ -132,7 +147,7 @@ class Changes:
             stage[entry + LOCATION] = self.slabs.write_long(stage, key, version, record)
         else:
             raise InvalidValue(
-                f"a record of {length:,} bytes: this arena takes {self.slabs.longest_record:,}; "
+                f"a record of {length:,} bytes under key {key.hex()}: this arena takes {self.slabs.longest_record:,}; "
                 "set SHMCACHE_ARENA_SIZE higher"
             )
         stage[entry + VERSION] = version
@@ -142,74 +157,106 @@ class Changes:
             stage[entry + CHAIN] = chain | flags
         return entry, version
 
-    def _change(
-        self,
-        stage: Stage,
-        operation: transaction.Operation,
-        lane: int,
-        counters: dict[bytes, int],
-        plain: bool,
+    # The other operations: each stages one, for the process of a lane, and notes the counters it was asked for.
+
+    def _add(self, stage: Stage, operation: transaction.Add, _lane: int, counters: Counters, _plain: bool) -> None:
+        key, amount, minimum = operation
+        entry = self._required(stage, key)
+        value = signed(stage[entry + COUNTER]) + amount
+        if minimum is not None and value < minimum:
+            raise CounterTooLow(key, value - amount)
+        counters[key] = self._set_counter(stage, entry, value)
+
+    def _set_once(
+        self, stage: Stage, operation: transaction.SetOnce, _lane: int, _counters: Counters, _plain: bool
     ) -> None:
-        find = self.table.find_staged
-        match operation:
-            case transaction.Add(key, amount, minimum):
-                entry = self._required(stage, key)
-                value = signed(stage[entry + COUNTER]) + amount
-                if minimum is not None and value < minimum:
-                    raise CounterTooLow(key, value - amount)
-                counters[key] = self._set_counter(stage, entry, value)
-            case transaction.SetOnce(key, value):
-                entry = find(stage, key) or self.table.insert(stage, key)
-                if stage[entry + COUNTER] or stage[entry + LOCATION]:
-                    raise AlreadySet
-                self._set_counter(stage, entry, value)
-            case transaction.Touch(key, set_flags, clear_flags):
-                entry = find(stage, key) or self.table.insert(stage, key)
-                stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
-            case transaction.Delete(key):
-                self._delete(stage, find(stage, key), plain)
-            case transaction.Enqueue(key, kind, counter_key):
-                entry = find(stage, key) or self.table.insert(stage, key)
-                counter = find(stage, counter_key) or self.table.insert(stage, counter_key)
-                work.enqueue(self.table, stage, entry, kind, counter)
-            case transaction.Release(key, counter_key, follow_kind):
-                entry = find(stage, key)
-                counter = find(stage, counter_key)
-                if entry and counter:
-                    work.release(self.table, stage, entry, counter, follow_kind, lane)
-            case transaction.SetCounter(key, value):
-                counters[key] = self._set_counter(stage, self._required(stage, key), value)
-            case transaction.Number(key, counter_key):
-                entry = self._required(stage, key)
-                counter = self._required(stage, counter_key)
-                if not stage[entry + COUNTER]:
-                    number = self._set_counter(stage, counter, signed(stage[counter + COUNTER]) + 1)
-                    self._set_counter(stage, entry, number)
-                counters[key] = signed(stage[entry + COUNTER])
-            case transaction.Clear(key, expected):
-                entry = find(stage, key)
-                if expected is not None and (signed(stage[entry + COUNTER]) if entry else 0) != expected:
-                    raise Conflict
-                if entry:
-                    stage[entry + COUNTER] = 0
-                    self._delete(stage, entry, plain)
-            case transaction.Exchange(key, record):
-                entry = find(stage, key)
-                if entry and stage[entry + COUNTER]:
-                    stage[entry + COUNTER] = 0
-                    self._put(stage, Put(key, record), stage[COMMIT_SEQUENCE], 0, plain)
-            case transaction.Rebase(key, base_key, value, released):
-                entry = find(stage, key)
-                base = find(stage, base_key)
-                if entry and base:
-                    moved = value - (signed(stage[base + COUNTER]) - released)
-                    counters[key] = self._set_counter(stage, entry, signed(stage[entry + COUNTER]) + moved)
-                    self._set_counter(stage, base, value)
-            case transaction.Advance(ring, after, sequence):
-                region = self._rings[ring]
-                if stage[region.state + COMMITTED] != after:
-                    raise Conflict
-                region.advance(stage, sequence)
+        key, value = operation
+        entry = self.table.find_staged(stage, key) or self.table.insert(stage, key)
+        if stage[entry + COUNTER] or stage[entry + LOCATION]:
+            raise AlreadySet
+        self._set_counter(stage, entry, value)
+
+    def _touch(self, stage: Stage, operation: transaction.Touch, _lane: int, _counters: Counters, _plain: bool) -> None:
+        key, set_flags, clear_flags = operation
+        entry = self.table.find_staged(stage, key) or self.table.insert(stage, key)
+        stage[entry + CHAIN] = stage[entry + CHAIN] & ~clear_flags | set_flags
+
+    def _forget(
+        self, stage: Stage, operation: transaction.Delete, _lane: int, _counters: Counters, plain: bool
+    ) -> None:
+        self._delete(stage, self.table.find_staged(stage, operation.key), plain)
+
+    def _enqueue(
+        self, stage: Stage, operation: transaction.Enqueue, _lane: int, _counters: Counters, _plain: bool
+    ) -> None:
+        key, kind, counter_key = operation
+        entry = self.table.find_staged(stage, key) or self.table.insert(stage, key)
+        counter = self.table.find_staged(stage, counter_key) or self.table.insert(stage, counter_key)
+        work.enqueue(self.table, stage, entry, kind, counter)
+
+    def _release(
+        self, stage: Stage, operation: transaction.Release, lane: int, _counters: Counters, _plain: bool
+    ) -> None:
+        key, counter_key, follow_kind = operation
+        entry = self.table.find_staged(stage, key)
+        counter = self.table.find_staged(stage, counter_key)
+        if entry and counter:
+            work.release(self.table, stage, entry, counter, follow_kind, lane)
+
+    def _assign(
+        self, stage: Stage, operation: transaction.SetCounter, _lane: int, counters: Counters, _plain: bool
+    ) -> None:
+        key, value = operation
+        counters[key] = self._set_counter(stage, self._required(stage, key), value)
+
+    def _number(
+        self, stage: Stage, operation: transaction.Number, _lane: int, counters: Counters, _plain: bool
+    ) -> None:
+        key, counter_key = operation
+        entry = self._required(stage, key)
+        counter = self._required(stage, counter_key)
+        if not stage[entry + COUNTER]:
+            number = self._set_counter(stage, counter, signed(stage[counter + COUNTER]) + 1)
+            self._set_counter(stage, entry, number)
+        counters[key] = signed(stage[entry + COUNTER])
+
+    def _clear(self, stage: Stage, operation: transaction.Clear, _lane: int, _counters: Counters, plain: bool) -> None:
+        key, expected = operation
+        entry = self.table.find_staged(stage, key)
+        if expected is not None and (signed(stage[entry + COUNTER]) if entry else 0) != expected:
+            raise Conflict
+        if entry:
+            stage[entry + COUNTER] = 0
+            self._delete(stage, entry, plain)
+
+    def _exchange(
+        self, stage: Stage, operation: transaction.Exchange, _lane: int, _counters: Counters, plain: bool
+    ) -> None:
+        key, record = operation
+        entry = self.table.find_staged(stage, key)
+        if entry and stage[entry + COUNTER]:
+            stage[entry + COUNTER] = 0
+            self._put(stage, Put(key, record), stage[COMMIT_SEQUENCE], 0, plain)
+
+    def _rebase(
+        self, stage: Stage, operation: transaction.Rebase, _lane: int, counters: Counters, _plain: bool
+    ) -> None:
+        key, base_key, value, released = operation
+        entry = self.table.find_staged(stage, key)
+        base = self.table.find_staged(stage, base_key)
+        if entry and base:
+            moved = value - (signed(stage[base + COUNTER]) - released)
+            counters[key] = self._set_counter(stage, entry, signed(stage[entry + COUNTER]) + moved)
+            self._set_counter(stage, base, value)
+
+    def _advance(
+        self, stage: Stage, operation: transaction.Advance, _lane: int, _counters: Counters, _plain: bool
+    ) -> None:
+        ring, after, sequence = operation
+        region = self._write_ring if ring == "write" else self._charge_ring
+        if stage[region.state + COMMITTED] != after:
+            raise Conflict
+        region.advance(stage, sequence)
 
     def _delete(self, stage: Stage, entry: int, plain: bool) -> None:
         """Stage that an entry is forgotten, if it is one and nothing refers to it."""
@@ -236,3 +283,19 @@ class Changes:
         """Stage that an entry, on no list any more, is forgotten with its record."""
         self.table.remove(stage, entry)
         stage[EVICTIONS] = stage[EVICTIONS] + 1
+
+
+_STAGED_BY: dict[type[transaction.Operation], Callable[[Changes, Stage, Any, int, Counters, bool], None]] = {
+    transaction.Add: Changes._add,
+    transaction.SetOnce: Changes._set_once,
+    transaction.Touch: Changes._touch,
+    transaction.Delete: Changes._forget,
+    transaction.Enqueue: Changes._enqueue,
+    transaction.Release: Changes._release,
+    transaction.SetCounter: Changes._assign,
+    transaction.Number: Changes._number,
+    transaction.Clear: Changes._clear,
+    transaction.Exchange: Changes._exchange,
+    transaction.Rebase: Changes._rebase,
+    transaction.Advance: Changes._advance,
+}

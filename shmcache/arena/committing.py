@@ -36,6 +36,7 @@ from shmcache.arena.layout import (
     HEAD,
     IDLE_SIGNAL,
     IDLE_WAITERS,
+    LATEST_TIME,
     LOCATION,
     QUEUE_SIGNAL,
     QUEUE_WAITERS,
@@ -55,6 +56,7 @@ from shmcache.errors import ArenaDamaged, InvalidValue, RingFull, TransactionToo
 T = TypeVar("T")
 
 KEY_BYTES = 16
+_TRUSTED_MICROSECONDS = 86_400_000_000
 
 
 class Changeable(Readable):
@@ -69,10 +71,21 @@ class Changeable(Readable):
         self._regions = (write, charge)
         self.write_ring = Ring(mapped, self._critical, write)
         self.charge_ring = Ring(mapped, self._critical, charge)
-        self._changes = Changes(mapped, self._table, self._slabs, {"write": write, "charge": charge})
+        self._changes = Changes(mapped, self._table, self._slabs, write, charge)
         self._lanes = Lanes(mapped)
         self._room = Room(mapped, self._critical, self._changes, self._stripes, self._lanes, self.write_ring)
         self.own_lane = OwnLane(mapped, self._critical, self._table, self._lanes)
+
+    def time_after(self, known: int) -> int:
+        """Return the time in whole microseconds, later than `known` and than any that was written to this arena.
+
+        The clock may be set back; what was read was written before what is written then, all the same. What would be
+        more than a day ahead of the clock is no time that this arena was told."""
+        now = time.time_ns() // 1000
+        latest = self._words[LATEST_TIME]
+        if now <= latest <= now + _TRUSTED_MICROSECONDS:
+            now = latest + 1
+        return now if now > known else known + 1
 
     def put(self, key: bytes, record: bytes, flags: int = FLAG_PLAIN) -> int:
         """Store a plain record: one that no transaction, ring or list is concerned with; return its version.
@@ -124,9 +137,10 @@ class Changeable(Readable):
                 if not region.used_bytes():
                     raise TransactionTooLarge(
                         f"a transaction with more entries than the {region.name} ring ({region.size:,} bytes) holds"
-                    ) from None
+                    ).of(self._memory.name) from None
                 if not ring.wait_for_room(full.head, deadline):
-                    raise RingFull(ring.name, region.size, self.ring_wait_seconds) from None
+                    full_ring = RingFull(ring.name, region.size, self.ring_wait_seconds)
+                    raise full_ring.of(self._memory.name) from None
             except NoRoom as lacking:
                 deadline = deadline or time.monotonic() + self.ring_wait_seconds
                 self._make_room(lacking, deadline)
@@ -148,6 +162,10 @@ class Changeable(Readable):
         lane = self.own_lane.lane or self.own_lane.or_none()
         if wanted.evictions is not None or wanted.expected:
             self._check_expectations(wanted, lane)
+        if wanted.time:
+            latest = self._words[LATEST_TIME]
+            if wanted.time > latest or latest > wanted.time + _TRUSTED_MICROSECONDS:
+                self._words[LATEST_TIME] = wanted.time  # at once: should nothing else come of the commit, no harm done
         stage = self._memory.stage()
         outcome = self._changes.stage(wanted, stage, lane)
         wake: list[int] | None = None

@@ -93,7 +93,10 @@ class Lanes:
 
     def lock(self, lane: int) -> RobustMutex:
         """Return the life lock of a lane."""
-        return RobustMutex(f"life of lane {lane}", self._memory.address + self._memory.layout.lanes + lane * LANE_BYTES)
+        memory = self._memory
+        return RobustMutex(
+            f"life of lane {lane}", memory.address + memory.layout.lanes + lane * LANE_BYTES, memory.name
+        )
 
     def enter(self, role: str) -> int:
         """Take a free lane for this process; return its number. Call under the commit lock. Raises ArenaError."""
@@ -115,7 +118,9 @@ class Lanes:
             self._words[word + LANE_BY_MUTEX] = by_mutex
             self._words[word + LANE_PID] = os.getpid()
             return lane
-        raise ArenaError(f"all {self._count - 1} lanes of the arena are taken: too many processes are attached")
+        raise ArenaError(
+            f"all its {self._count - 1} lanes are taken: too many processes are attached, end some of them"
+        ).of(self._memory.name)
 
     def set_role(self, lane: int, role: str) -> None:
         """Change what this process is called."""

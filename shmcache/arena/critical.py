@@ -34,7 +34,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
-from shmcache.errors import ArenaDamaged, ArenaError, TransactionTooLarge
+from shmcache.errors import ArenaDamaged, ArenaError, ShmcacheError, TransactionTooLarge
 
 _COUNT = INTENT_OFFSET // WORD
 _PAIRS = _COUNT + 2
@@ -66,7 +66,7 @@ class Critical:
     )
 
     def __init__(self, mapped: Memory, lock_wait_seconds: float) -> None:
-        self.mutex = RobustMutex("commit", mapped.address + COMMIT_LOCK_OFFSET)
+        self.mutex = RobustMutex("commit", mapped.address + COMMIT_LOCK_OFFSET, mapped.name)
         self.lock_wait_seconds = lock_wait_seconds
         self._memory = mapped
         self._words = mapped.words
@@ -92,19 +92,25 @@ class Critical:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is not None:
             self.recover()
+            if isinstance(error, ShmcacheError):
+                error.of(self._memory.name)
         self._holder = None
         if self._release(self._argument):
-            raise ArenaError("the commit lock was lost inside the critical section: was the process forked there?")
+            raise ArenaError(
+                "the commit lock was lost inside the critical section: was the process forked there? fork elsewhere"
+            ).of(self._memory.name)
         if isinstance(error, IndexError | struct.error | ValueError | OverflowError):
             # Words that lead nowhere, or are no numbers that fit: nobody but the memory gave them to us.
-            raise ArenaDamaged(f"{type(error).__name__}: {error}") from error
+            raise ArenaDamaged(f"{type(error).__name__}: {error}").of(self._memory.name) from error
 
     def _enter_slowly(self) -> None:
         result = self.mutex.acquire(self.lock_wait_seconds)
         if not result:
             return
         if result == errno.EDEADLK and self._is_further_up():
-            raise ArenaError("the arena was used again from inside a commit (by a signal handler, a destructor)")
+            raise ArenaError(
+                "it was used again from inside a commit (by a signal handler, a destructor): use it outside of those"
+            ).of(self._memory.name)
         self.mutex.inherit(result)
         self.recover()
 

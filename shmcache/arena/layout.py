@@ -76,6 +76,7 @@ ENTRY_SLABS = 83  # how many slabs, from the last, have become entries
 ENTRIES_LEAVE = 85  # 1: the last slab of entries is being given back; if that died, the free list is to be made anew
 FORGET = 86  # raised when slabs of entries cannot be given back for what processes have decoded
 HAND = 87  # eviction's clock: the stamp of the slab that it looked at last
+LATEST_TIME = 88  # microseconds since 1970: no commit was told a later time; see `Arena.time_after`
 DOUBT = 84  # 1: the holder of the commit lock is changing plain keys, and holds their stripes while it lives
 
 WRITE_RING_STATE = 96

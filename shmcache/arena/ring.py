@@ -27,15 +27,20 @@ from typing import NamedTuple
 
 from shmcache.arena.layout import COMMITTED, DRAIN_SIGNAL, HEAD, LAST_SEQUENCE, ROOM_SIGNAL, TAIL, WORD
 from shmcache.arena.memory import Memory, Stage
+from shmcache.errors import InvalidValue
 
 _HEADER = struct.Struct("<QIIII")
 HEADER_BYTES = _HEADER.size
 _MOST_TRIED = 8
 """So many times its size a ring is summed up in search of a whole entry behind damage: it is all damaged then, or made
 to look like entries, and whoever waits for the lock has waited long enough."""
+_HIGH_WATER_BYTES = 1 << 20
+"""What waits for the consumer when it is asked to drain, in a large ring. Some 3,000 entries are a batch that is worth
+its transaction; with more the consumer would stand still while the producers work, and they while it does."""
 _CURSORS = 4
 """Ends of so many reads are remembered: who reads ahead advances the head to an earlier one."""
 _crc32 = zlib.crc32
+_pack_header = _HEADER.pack_into
 
 
 class Entry(NamedTuple):
@@ -64,43 +69,70 @@ class NoRingRoom(Exception):
 class RingRegion:
     """The bytes and words of one ring in a memory."""
 
-    __slots__ = ("_buffer", "_cursors", "_first", "_words", "high_water", "longest_payload", "name", "size", "state")
+    __slots__ = (
+        "_buffer",
+        "_cursors",
+        "_first",
+        "_mapped",
+        "_words",
+        "high_water",
+        "longest_payload",
+        "name",
+        "size",
+        "state",
+    )
 
     def __init__(self, memory: Memory, name: str, state: int, first: int, size: int) -> None:
         self.name = name
         self.state = state
         self.size = size
-        self.high_water = size // 2
+        self.high_water = min(size // 2, _HIGH_WATER_BYTES)
         self.longest_payload = size // 2 - 2 * HEADER_BYTES
         self._buffer = memory.buffer
+        self._mapped = memory.mapped
         self._words = memory.words
         self._first = first
         self._cursors: list[tuple[int, int]] = []
 
     def append(self, stage: Stage, kind: int, payload: bytes) -> int:
-        """Write an entry behind the tail and stage the tail's move; return its sequence. Raises NoRingRoom."""
-        state = self.state
-        tail = stage[state + TAIL]
+        """Write an entry behind the tail and stage the tail's move; return its sequence.
+
+        Raises NoRingRoom, InvalidValue for an entry that is too long."""
+        tail_word = self.state + TAIL
+        sequence_word = self.state + LAST_SEQUENCE
+        tail = stage[tail_word]
         size = self.size
         length = len(payload)
+        if length > self.longest_payload:
+            raise InvalidValue(
+                f"an entry of {length:,} bytes: the {self.name} ring takes {self.longest_payload:,}; "
+                "set SHMCACHE_ARENA_SIZE higher"
+            )
         needed = HEADER_BYTES + (length + 7 & ~7)
         place = tail % size
-        filler = size - place if size - place < needed else 0
-        if tail + filler + needed - self._words[state + HEAD] > size:
-            raise NoRingRoom(self, self._words[state + HEAD])
-        if filler:
-            if filler >= HEADER_BYTES:
-                _HEADER.pack_into(self._buffer, self._first + place, 0, filler, 0, 0, 0)
-            tail += filler
+        if place + needed > size:
+            tail = self._fill_up(tail)
             place = 0
-        sequence = stage[state + LAST_SEQUENCE] + 1
+        if tail + needed - self._words[self.state + HEAD] > size:
+            raise NoRingRoom(self, self._words[self.state + HEAD])
+        sequence = stage[sequence_word] + 1
         offset = self._first + place
-        crc = _crc32(payload, _seed(sequence, kind))
-        _HEADER.pack_into(self._buffer, offset, sequence, length, crc, kind, 0)
-        self._buffer[offset + HEADER_BYTES : offset + HEADER_BYTES + length] = payload
-        stage[state + TAIL] = tail + needed
-        stage[state + LAST_SEQUENCE] = sequence
+        begin = offset + HEADER_BYTES
+        crc = _crc32(payload, (sequence ^ kind << 24) & 0xFFFFFFFF)  # as `_seed`, without its call
+        _pack_header(self._buffer, offset, sequence, length, crc, kind, 0)
+        self._mapped[begin : begin + length] = payload
+        stage[tail_word] = tail + needed
+        stage[sequence_word] = sequence
         return sequence
+
+    def _fill_up(self, tail: int) -> int:
+        """Cover the end of the ring, which is too near for an entry, with a filler; return where the entry goes."""
+        filler = self.size - tail % self.size
+        if tail + filler - self._words[self.state + HEAD] > self.size:
+            raise NoRingRoom(self, self._words[self.state + HEAD])
+        if filler >= HEADER_BYTES:
+            _pack_header(self._buffer, self._first + self.size - filler, 0, filler, 0, 0, 0)
+        return tail + filler
 
     def read(self, after: int, limit_entries: int, limit_bytes: int) -> list[Entry]:
         """Return entries younger than sequence `after`, oldest first, within the limits (but at least one).

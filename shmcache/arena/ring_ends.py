@@ -45,6 +45,11 @@ class Ring:
         return self._region.used_bytes()
 
     @property
+    def is_high(self) -> bool:
+        """Whether as much waits for the consumer as it is asked to drain for."""
+        return self._region.used_bytes() >= self._region.high_water
+
+    @property
     def size(self) -> int:
         """Size of the ring in bytes."""
         return self._region.size

@@ -36,7 +36,8 @@ def _prefix() -> str:
     return f"shmcache.{os.getuid()}."
 
 
-def _path(name: str) -> Path:
+def segment_path(name: str) -> Path:
+    """Return where the segment of an arena lies. Raises ArenaUnusable for what is no name."""
     if not _NAME.fullmatch(name):
         raise ArenaUnusable(name, "a name is 1 to 64 of A-Z a-z 0-9 _ . -")
     return _DIRECTORY / (_prefix() + name)
@@ -58,7 +59,7 @@ def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
     """Reserve and map all pages of a segment that has no name yet; return the mapping and a descriptor.
 
     Raises ArenaExists, SharedMemoryTooSmall, ArenaUnusable."""
-    if _path(name).exists():
+    if segment_path(name).exists():
         raise ArenaExists(name)
     available = free_bytes()
     if planned.end > available:
@@ -67,7 +68,7 @@ def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
     try:
         descriptor = os.open(_DIRECTORY, os.O_RDWR | os.O_TMPFILE, 0o600)
     except OSError as error:
-        raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be created: {error.strerror} (shmcache doctor looks into it)") from None
     try:
         os.posix_fallocate(descriptor, 0, planned.end)
         return mmap.mmap(descriptor, planned.end), descriptor
@@ -75,14 +76,14 @@ def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
         os.close(descriptor)
         if error.errno in (errno.ENOSPC, errno.EFBIG):
             raise SharedMemoryTooSmall(name, planned.end, available) from None
-        raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be created: {error.strerror} (shmcache doctor looks into it)") from None
 
 
 def publish_segment(name: str, descriptor: int) -> None:
     """Give a segment that is ready its name. Raises ArenaExists where another one has it."""
     directory = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.link(str(descriptor), _path(name), src_dir_fd=directory, follow_symlinks=True)
+        os.link(str(descriptor), segment_path(name), src_dir_fd=directory, follow_symlinks=True)
     except FileExistsError:
         raise ArenaExists(name) from None
     finally:
@@ -94,17 +95,17 @@ def attach_segment(name: str, *, read_only: bool = False) -> tuple[mmap.mmap, La
 
     Raises ArenaMissing, ArenaUnusable."""
     try:
-        descriptor = os.open(_path(name), (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW)
+        descriptor = os.open(segment_path(name), (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise ArenaMissing(name) from None
     except OSError as error:
-        raise ArenaUnusable(name, f"cannot be opened: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be opened: {error.strerror} (shmcache doctor looks into it)") from None
     try:
         placed = _check(name, os.fstat(descriptor), os.pread(descriptor, _HEADER.size, 0))
         protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
         return mmap.mmap(descriptor, placed.end, prot=protection), placed
     except OSError as error:
-        raise ArenaUnusable(name, f"cannot be mapped: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be mapped: {error.strerror} (shmcache doctor looks into it)") from None
     finally:
         os.close(descriptor)
 
@@ -112,14 +113,16 @@ def attach_segment(name: str, *, read_only: bool = False) -> tuple[mmap.mmap, La
 def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
     """Return the layout that a segment's header names, if all is as `create` leaves it. Raises ArenaUnusable."""
     if status.st_uid != os.getuid():
-        raise ArenaUnusable(name, f"it belongs to user {status.st_uid}, not to us")
+        raise ArenaUnusable(name, f"it belongs to user {status.st_uid}, not to us: choose another name")
     if status.st_mode & 0o077:
-        raise ArenaUnusable(name, f"others may write or read it (mode {status.st_mode & 0o777:o}): no arena of ours")
+        raise ArenaUnusable(
+            name, f"others may write or read it (mode {status.st_mode & 0o777:o}), it is no arena of ours: remove it"
+        )
     if len(header) < _HEADER.size:
         raise ArenaUnusable(name, "it is truncated: remove it")
     words = _HEADER.unpack(header)
     if words[layout.MAGIC_WORD] not in (0, layout.MAGIC):
-        raise ArenaUnusable(name, "it is no shmcache arena")
+        raise ArenaUnusable(name, "it is no shmcache arena: remove it, or choose another name")
     if words[layout.READY_WORD] != 1:
         raise ArenaUnusable(name, "it was never finished: remove it")
     if words[layout.MAGIC_WORD] != layout.MAGIC:
@@ -146,7 +149,9 @@ def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
     ):
         raise ArenaUnusable(name, "its header is damaged: remove it, what was not synced is lost")
     if placed.end != status.st_size:
-        raise ArenaUnusable(name, f"it is truncated: {status.st_size:,} bytes where its header says {placed.end:,}")
+        raise ArenaUnusable(
+            name, f"it is truncated: {status.st_size:,} bytes where its header says {placed.end:,}: remove it"
+        )
     return placed
 
 
@@ -160,7 +165,7 @@ def pid_namespace() -> int:
 
 def unlink_segment(name: str) -> None:
     """Remove a segment from /dev/shm; processes that have it mapped keep it. Nothing happens if it is gone."""
-    _path(name).unlink(missing_ok=True)
+    segment_path(name).unlink(missing_ok=True)
 
 
 def free_bytes() -> int:

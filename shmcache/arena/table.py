@@ -46,13 +46,21 @@ _unpack_key = _KEY.unpack
 _HOPS = range(64)
 """How far a chain is followed in haste: a reader without the lock may have been led onto the list of free entries."""
 _LOST = -1
-_ENTRY_BYTES = ENTRY_WORDS * WORD
 
 
 class Table:
     """The table over a memory. Keys are 16 bytes; entries are named by the index of their first word."""
 
-    __slots__ = ("_buckets", "_end", "_first_bytes", "_mask", "_slab_count", "_slab_size", "_words")
+    __slots__ = (
+        "_buckets",
+        "_end",
+        "_first_bytes",
+        "_lowest",
+        "_mask",
+        "_slab_count",
+        "_slab_size",
+        "_words",
+    )
 
     def __init__(self, memory: Memory) -> None:
         placed = memory.layout
@@ -63,6 +71,7 @@ class Table:
         self._first_bytes = placed.entries_end - placed.slabs - placed.slab_count * placed.slab_size
         self._slab_size = placed.slab_size
         self._slab_count = placed.slab_count
+        self._lowest = (-1, 0)  # where the lowest entry begins, with so many slabs of entries
 
     def format(self) -> None:
         """Put all entries on the free list. Only for who creates the segment."""
@@ -108,6 +117,10 @@ class Table:
         high, low = _unpack_key(key)
         try:
             entry = words[self._buckets + (low & self._mask)]
+            # Nearly always it is the first of its chain: no loop then.
+            if words[entry + KEY_LOW] == low and words[entry + KEY_HIGH] == high and entry:
+                first: int = entry
+                return first
             for _ in _HOPS:
                 if not entry:
                     return 0
@@ -293,11 +306,14 @@ class Table:
 
     def is_entry(self, word: int) -> bool:
         """Say whether a word is the first of an entry."""
+        # Every list that is followed asks this of each entry: where entries begin is reckoned anew only when it moved.
+        slabs, lowest = self._lowest
+        if self._words[ENTRY_SLABS] != slabs:
+            slabs = self._words[ENTRY_SLABS]
+            lowest = self._end - self._count_with(slabs) * ENTRY_WORDS
+            self._lowest = slabs, lowest
         place = self._end - word
-        # What `count` says, without the two calls: every list that is followed asks this of each entry.
-        slabs = self._words[ENTRY_SLABS]
-        end = self._first_bytes + (slabs if slabs < self._slab_count else self._slab_count) * self._slab_size
-        return place > 0 and place * WORD <= end - end % _ENTRY_BYTES and not place % ENTRY_WORDS
+        return lowest <= word and place > 0 and not place % ENTRY_WORDS
 
     def require(self, word: int) -> None:
         """Raise ArenaDamaged unless a word, to which a list has led, is the first of an entry."""

@@ -162,7 +162,7 @@ Operation = (
 class Transaction:
     """Operations in the order made, and the versions they rely on."""
 
-    __slots__ = ("evictions", "expected", "operations", "plain")
+    __slots__ = ("evictions", "expected", "operations", "plain", "time")
 
     def __init__(self, plain: bool = False) -> None:
         self.operations: list[Operation] = []
@@ -171,6 +171,8 @@ class Transaction:
         self.evictions: int | None = None
         self.plain = plain
         """Whether keys are, or become, plain ones (see `shmcache.arena.stripes`); found out if it is not said."""
+        self.time = 0
+        """The latest time in what it writes, from `Arena.time_after`; 0: there is none."""
 
     def keys_concerned(self) -> set[bytes]:
         """Return the keys whose records it changes or relies on."""

@@ -49,7 +49,7 @@ class _Segment:
     def __init__(self) -> None:
         self.name = f"fuzz-{os.getpid()}"
         self.arena = Arena.create(self.name, 4 << 20, ring_bytes=(16384, 16384), lock_wait=5.0, ring_wait=0.01)
-        self.path = segment._path(self.name)
+        self.path = segment.segment_path(self.name)
         self.header = self.path.read_bytes()[: _HEADER_WORDS * 8]
 
 

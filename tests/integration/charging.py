@@ -1,11 +1,10 @@
-"""What tests of charging share: blocks with prices, a graph of them, and a charger whose pool is a thread."""
+"""What tests of charging share: blocks with prices, a graph of them, and a charger without a pool."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -21,6 +20,8 @@ from shmcache.identifiers import derived_id, new_id
 from shmcache.records import ExecutionStatus, Graph, NodeDefinition, NodeExecution
 from syncer import settlement_worker
 from syncer.charge_pool import ChargePool
+from syncer.settlement_pool import SettlementPool
+from syncer.settlement_worker import Partition, Settled
 from tools.accounts import compare_holds
 
 
@@ -93,12 +94,24 @@ def begin(client: ExecutionDataClient, execution: NodeExecution, count: int = 1)
     return client.atomically(step)
 
 
-class Charger(ChargePool):
-    """A charger that settles in a thread of its own process: what the pool's processes run, without starting them."""
+class _PoolOfNone(SettlementPool):
+    def __init__(self) -> None:
+        super().__init__(0, "")
+        self._partitions: Sequence[Partition] = ()
 
-    def _make_pool(self) -> Executor:
+    def send(self, partitions: Sequence[Partition], timeout_seconds: float) -> None:
+        self._partitions = partitions
+
+    def receive(self) -> list[Settled]:
+        return [settlement_worker.settle_partition(each) for each in self._partitions]
+
+
+class Charger(ChargePool):
+    """A charger that settles in its own process: what the pool's processes run, without starting them."""
+
+    def _make_pool(self) -> SettlementPool:
         settlement_worker.use(self._database_url)
-        return ThreadPoolExecutor(1)
+        return _PoolOfNone()
 
 
 def settle_now(arena: Arena, database_url: str, settings: Settings) -> None:

@@ -22,7 +22,9 @@ from shmcache.database import queries
 from shmcache.database.connection import connect
 from shmcache.identifiers import new_id
 from shmcache.writes import Charge, ChargeKind
+from syncer import settlement_worker
 from syncer.charge_pool import ChargePool
+from syncer.settlement_pool import SettlementPool
 
 _FORK = multiprocessing.get_context("fork")
 OPENING = 1_000_000
@@ -138,6 +140,19 @@ def test_charges_are_settled_by_the_pool_each_users_in_order(
     assert arena.counter_totals()["charges_settled"] == 800
 
 
+def test_neither_charger_nor_pool_has_anything_in_shared_memory_but_the_arena(
+    arena: Arena, users: list[str], start_charger: Callable[..., psutil.Process]
+) -> None:
+    """A charger may be killed at any instant, and who is to remove its semaphores with it."""
+    charger = start_charger()
+    pool = pool_of(charger)
+    charge(arena, users, 0, 10)
+    settle_all(arena)
+    for process, expected in ((charger, 1), (pool[0], 0), (pool[1], 0)):
+        mapped = {each.path for each in process.memory_maps()}
+        assert len([path for path in mapped if path.startswith("/dev/shm/")]) == expected
+
+
 def test_killed_pool_processes_are_replaced_and_nothing_is_charged_twice(
     arena: Arena, users: list[str], database_url: str, start_charger: Callable[..., psutil.Process]
 ) -> None:
@@ -149,7 +164,7 @@ def test_killed_pool_processes_are_replaced_and_nothing_is_charged_twice(
         pool[turn % 2].kill()
         settle_all(arena)
         charge(arena, users, 600 + turn * 8, 8)
-        settle_all(arena)  # an idle pool whose process was killed is noticed at the next charge
+        settle_all(arena)  # and whether it is noticed now or when the pool is idle again, there will be another
     with connect(database_url, application_name="test") as connection:
         rows = connection.execute("SELECT count(*), count(DISTINCT transaction_key) FROM ledger").fetchone()
         balance = connection.execute("SELECT sum(opening_balance - balance) FROM accounts").fetchone()
@@ -207,6 +222,17 @@ def test_a_pool_that_hangs_is_replaced(
     settle_all(arena)
     assert_settled_once(database_url, users, 80)
     assert arena.counter_totals()["pool_replaced"] >= 1
+
+
+def test_charges_do_not_wait_for_the_pool_to_come_up(
+    arena: Arena, users: list[str], database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SettlementPool, "is_ready", lambda _: False)
+    monkeypatch.setattr(SettlementPool, "send", None)
+    charge(arena, users, 0, 80)
+    ChargePool(arena, database_url, settings).run_once()
+    assert_settled_once(database_url, users, 80)
+    assert settlement_worker._connection is None, "it has none longer than it leads"
 
 
 def test_what_an_account_cannot_bear_is_owed_and_the_others_are_settled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from shmcache.account_keys import hold_mark, spend_mark
 from shmcache.arena import Arena, Transaction
 from shmcache.arena.transaction import Put
+from shmcache.blocks import Inputs, Outputs
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
@@ -32,6 +34,7 @@ from tests.integration.charging import (
     PER_BYTE,
     PER_RUN,
     PER_SECOND,
+    PerSecond,
     begin,
     charge_until_asked,
     differences,
@@ -127,6 +130,28 @@ def test_the_time_that_a_node_took_is_not_noted_with_the_next_one(either: Execut
     ended = either.get_node_execution(never_ran.id)
     assert ended.status is S.TERMINATED
     assert "seconds" not in ended.stats
+
+
+def test_a_clock_that_is_set_while_a_node_runs_costs_nothing(
+    either: ExecutionDataClient, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = either.create_graph_execution(priced_graph()[0].id, user).id
+    execution = queued(either, run, PER_SECOND, seconds=5)
+    real, real_ns = time.time, time.time_ns
+
+    def run_while_the_clock_is_set(_block: PerSecond, _inputs: Inputs) -> Outputs:
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        monkeypatch.setattr(time, "time_ns", lambda: real_ns() + 3600 * 10**9)
+        yield "out", 1
+
+    monkeypatch.setattr(PerSecond, "run", run_while_the_clock_is_set)
+    Manager(either, lambda: False, max_attempts=3).do(Work(WorkKind.RUN, execution.id, 1))
+    ended = either.get_node_execution(execution.id)
+    assert ended.status is S.COMPLETED
+    assert ended.started_at is not None
+    assert ended.ended_at is not None
+    assert ended.ended_at - ended.started_at > 3000, "the times are the clock's"
+    assert ended.stats["cost"] < 3000, "what is paid is not"
 
 
 def test_a_price_per_second_is_held_as_expected_and_settled_to_what_it_took(

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 from shmcache.arena import list_arenas
-from shmcache.config import Settings
+from shmcache.config import Settings, load_settings
+from tools.doctor.examination import examine
+from tools.doctor.host import Host
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +27,14 @@ def test_the_settings_table_names_every_setting_with_its_default_and_meaning() -
         if field.default_factory is None:
             said = "" if field.default is None else f"`{field.default:g}`" if isinstance(field.default, float) else None
             assert default.strip() == (f"`{field.default}`" if said is None else said)
+
+
+def test_the_areas_of_the_doctor_are_those_that_it_looks_at(tmp_path: Path) -> None:
+    section = README.split("## Does it run here?", 1)[1].split("\n## ", 1)[0]
+    areas = examine(load_settings(state_dir=tmp_path, arena_size="4 MiB"), Host())
+    assert ["settings", *re.findall(r"^\| ([\w ]+) \| \w.* \|$", section, re.MULTILINE)[1:]] == [
+        area.name for area in areas
+    ]
 
 
 def test_the_worker_example_runs_as_it_is_printed(database_url: str, tmp_path: Path) -> None:

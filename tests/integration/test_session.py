@@ -23,7 +23,7 @@ from tests.integration.test_clients import SINK, small_graph
 @pytest.fixture
 def run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A graph execution in a prepared arena."""
-    for name in ("ARENA", "DATABASE_URL", "MODE"):
+    for name in ("ARENA", "DATABASE_URL", "MODE", "HANDED_ON"):
         monkeypatch.setenv(f"SHMCACHE_{name}", "")
         monkeypatch.delenv(f"SHMCACHE_{name}")
     graph, nodes = small_graph()

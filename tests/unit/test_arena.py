@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -410,3 +411,40 @@ def test_records_of_any_length_come_back_as_they_were_put(arena: Arena) -> None:
         assert arena.check() == []
     with pytest.raises(InvalidValue):
         commit(arena, Put(key(1), bytes(arena._slabs.longest_record + 1)))
+
+
+@pytest.mark.parametrize("step_seconds", [-3600, 3600])
+def test_times_go_on_where_the_clock_is_set_back(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, step_seconds: int
+) -> None:
+    """Also for a process that attaches after the step, and so knows no time of its own."""
+    before = arena.time_after(0)
+    wanted = Transaction()
+    wanted.time = before
+    arena.commit(wanted)
+    real, step = time.time_ns, step_seconds * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step)
+    with Arena.attach(arena.name) as another:
+        after = another.time_after(0)
+        assert after > before
+        assert another.time_after(after) > after
+        assert (after == before + 1) == (step_seconds < 0)
+
+
+def test_a_time_that_no_clock_gave_is_not_believed(arena: Arena) -> None:
+    now = arena.time_after(0)
+    arena._words[layout.LATEST_TIME] = (1 << 64) - 1
+    assert now < arena.time_after(now) < now + 60_000_000
+    wanted = Transaction()
+    wanted.time = now
+    arena.commit(wanted)
+    assert arena._words[layout.LATEST_TIME] == now
+
+
+def test_a_commit_told_an_earlier_time_does_not_turn_the_clock_back(arena: Arena) -> None:
+    latest = arena.time_after(0)
+    for told in (latest, latest - 1_000_000, 0):
+        wanted = Transaction()
+        wanted.time = told
+        arena.commit(wanted)
+    assert arena._words[layout.LATEST_TIME] == latest

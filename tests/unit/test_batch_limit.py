@@ -26,6 +26,14 @@ def test_quick_commits_let_them_grow_to_the_most_again() -> None:
     assert (limit.entries, limit.bytes) == (10_000, 1 << 20)
 
 
+def test_the_first_batch_is_a_small_one_and_the_next_are_soon_large() -> None:
+    limit = BatchLimit(10_000, 1 << 20, 0.5)
+    assert limit.entries == 1_000
+    for _ in range(4):
+        limit.committed(limit.entries, 0.1)
+    assert limit.entries == 10_000
+
+
 def test_a_slow_commit_of_few_rows_says_little_of_the_size() -> None:
     limit = BatchLimit(10_000, 1 << 20, 0.5)
     for _ in range(100):

@@ -203,9 +203,8 @@ class _Watched:
 
     def __getitem__(self, word: int) -> int:
         value: int = self._words[word]
-        then = self._then
-        if word == self._word and then is not None:
-            self._then = None
+        if word == self._word and self._then is not None:
+            then, self._then = self._then, None
             then()
         return value
 

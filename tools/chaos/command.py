@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
@@ -19,10 +20,12 @@ _DEFAULT_KILLS = 50
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Faults for so long.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same schedule.")
 @click.option("--faults", metavar="LIST", help=f"Only these, with commas: {', '.join(ALL)}.")
-@click.option("--files", multiple=True, type=click.Path(path_type=Path), help="Graph files to run; again for each.")
+@click.option("--files", multiple=True, type=click.Path(path_type=Path), help="Graph files to run.")
+@click.argument("more_files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
-@click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
+@click.option("--arena-size", default="128 MiB", show_default=True, help="The smaller, the more often it is full.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
+@click.option("--keep", is_flag=True, help="Keep journals, segment and log, even if nothing is wrong.")
 @click.option("--schedule", "only_schedule", is_flag=True, help="Print the first --kills events only.")
 def chaos(
     kills: int | None,
@@ -30,9 +33,11 @@ def chaos(
     seed: int,
     faults: str | None,
     files: tuple[Path, ...],
+    more_files: tuple[Path, ...],
     workers: int,
     arena_size: str,
     as_json: bool,
+    keep: bool,
     only_schedule: bool,
 ) -> int:
     """Run graphs at full load on a server of its own, kill and break everything, then count what was lost.
@@ -58,7 +63,9 @@ def chaos(
         if sys.stderr.isatty():
             click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
 
-    outcome = run_chaos(seed, chosen, Limits(kills, minutes), files or (example_path(),), workers, arena_size, say)
+    graphs = (*files, *more_files) or (example_path(),)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way, nothing is left running
+    outcome = run_chaos(seed, chosen, Limits(kills, minutes), graphs, workers, arena_size, say, keep=keep)
     say("")
     print_outcome(outcome, seed, as_json)
     return 0 if outcome.passed else 1

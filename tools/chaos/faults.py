@@ -6,9 +6,7 @@ A fault that lasts is undone by `tend` when its time is over, so that others com
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -22,19 +20,16 @@ import psycopg
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.errors import DatabaseUnavailable
+from tools.chaos.ground import Ground
 from tools.chaos.proxy import Proxy
 from tools.chaos.schedule import Event
 
-SMALL_DISK = "512m"
-SMALL_MEMORY = "320m"
-_CLONE_NEWNS = 0x00020000
-_MOST_STOPPED_SECONDS = 0.6
+_MOST_STOPPED_SECONDS = 1.5
+_MOST_SUPERVISOR_STOPPED_SECONDS = 0.4
+"""While it is stopped, nobody ends a process that was stopped with a lock."""
 _MOST_AWAY_SECONDS = 1.5
 _MOST_DELAY_SECONDS = 0.03
-
-
-class Cannot(Exception):
-    """A fault that this machine does not allow; the text says why."""
+_MOST_STEP_SECONDS = 3600.0
 
 
 class Window(NamedTuple):
@@ -45,44 +40,12 @@ class Window(NamedTuple):
     what: str
 
 
-class Ground:
-    """What a run stands on, some of it small enough to be filled: a disk, /dev/shm. Undone by `leave`."""
+class Made(NamedTuple):
+    """A fault that was made: when (monotonic), which, and what it struck."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.disk: Path | None = None
-        self.has_small_memory = False
-
-    def make_small_disk(self) -> None:
-        """Mount a small file system for the outputs of nodes. Raises Cannot."""
-        place = self.directory / "disk"
-        place.mkdir()
-        _mount("-t", "tmpfs", "-o", f"size={SMALL_DISK}", "shmcache-chaos", str(place))
-        place.chmod(0o755)
-        self.disk = place
-
-    def make_small_memory(self) -> None:
-        """Give this process and its children a /dev/shm of their own, a small one. Raises Cannot."""
-        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
-            raise Cannot(f"a /dev/shm of its own: {os.strerror(ctypes.get_errno())}")
-        _mount("--make-rprivate", "/")
-        _mount("-t", "tmpfs", "-o", f"size={SMALL_MEMORY}", "shmcache-chaos", "/dev/shm")  # noqa: S108 - the real one
-        self.has_small_memory = True
-
-    def leave(self) -> None:
-        """Unmount what was mounted."""
-        if self.disk is not None:
-            subprocess.run(["umount", "--lazy", self.disk], check=False)
-        if self.has_small_memory:
-            subprocess.run(["umount", "--lazy", "/dev/shm"], check=False)  # noqa: S108
-
-
-def _mount(*arguments: str) -> None:
-    try:
-        subprocess.run(["mount", *arguments], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        raise Cannot(f"mount: {reason}") from None
+    time: float
+    fault: str
+    struck: str
 
 
 class Faults:
@@ -90,32 +53,53 @@ class Faults:
 
     def __init__(self, ground: Ground, arena: str, server: EmbeddedServer, state_dir: Path, proxy: Proxy) -> None:
         self._ground = ground
-        self._arena = arena
+        self.arena = arena
         self._server = server
         self._state_dir = state_dir
         self._proxy = proxy
         self._undo: list[tuple[float, Callable[[], None]]] = []
         self._away_since: float | None = None
-        self.supervised: subprocess.Popen[bytes] | None = None
+        self._full: set[str] = set()
+        self._supervised: subprocess.Popen[bytes] | None = None
+        self._sessions: set[int] = set()
         self.counts: dict[str, int] = {}
         self.missed = 0
         """Faults that found nothing to strike: the process had just been killed by another."""
+        self.made: list[Made] = []
         self.windows: list[Window] = []
+
+    @property
+    def supervised(self) -> subprocess.Popen[bytes]:
+        """The supervisor that runs now. It leads a session, by which all that it starts is known."""
+        assert self._supervised is not None
+        return self._supervised
+
+    @supervised.setter
+    def supervised(self, started: subprocess.Popen[bytes]) -> None:
+        self._supervised = started
+        self._sessions.add(started.pid)
+
+    @property
+    def has_own_memory(self) -> bool:
+        """Whether what is in /dev/shm is this run's alone."""
+        return self._ground.has_own_memory
 
     def make(self, event: Event) -> bool:
         """Make a fault; return whether it found something to strike."""
         verb, _, rest = event.fault.partition("-")
+        now = time.monotonic()
         if verb == "kill":
             struck = self._kill(rest, event.part)
         elif verb == "stop" and rest != "database":
             struck = self._stop(rest, event.part)
         else:
-            struck = bool(getattr(self, "_" + event.fault.replace("-", "_"))(event.part))
+            struck = "all" if getattr(self, "_" + event.fault.replace("-", "_"))(event.part) else ""
         if struck:
             self.counts[event.fault] = self.counts.get(event.fault, 0) + 1
+            self.made.append(Made(now, event.fault, struck))
         else:
             self.missed += 1
-        return struck
+        return bool(struck)
 
     def tend(self, *, all_of_them: bool = False) -> None:
         """Undo what has lasted long enough, or everything."""
@@ -126,46 +110,17 @@ class Faults:
             undo()
 
     def processes(self) -> list[psutil.Process]:
-        """Return the living processes of the run, the supervisor not among them."""
-        return [each for each in psutil.process_iter() if f"({self._arena})" in _title(each)]
+        """Return the living processes of the run with a role, the supervisor not among them."""
+        return [each for each in self.everything() if f"({self.arena})" in _title(each)]
 
-    # Processes
-
-    def _kill(self, what: str, part: float) -> bool:
-        assert self.supervised is not None
-        if what in ("supervisor", "all"):
-            victims = self.processes() if what == "all" else []
-            self.supervised.kill()
-            for each in victims:
+    def everything(self) -> list[psutil.Process]:
+        """Return all living processes that a supervisor of the run has started, and itself."""
+        found = []
+        for name in os.listdir("/proc"):  # as psutil would, but without a look at each: there may be thousands
+            if name.isdigit() and _session(int(name)) in self._sessions:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
-            return True
-        return self._signal(what, part, signal.SIGKILL) is not None
-
-    def _stop(self, what: str, part: float) -> bool:
-        pid = self._signal(what, part, signal.SIGSTOP)
-        if pid is None:
-            return False
-        began = time.monotonic()
-
-        def go_on() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-            self.windows.append(Window(began, time.monotonic(), str(pid)))
-
-        self._undo.append((began + part * _MOST_STOPPED_SECONDS, go_on))
-        return True
-
-    def _signal(self, what: str, part: float, number: signal.Signals) -> int | None:
-        found = sorted(each.pid for each in self._processes_called(what))
-        if not found:
-            return None
-        pid = found[int(part * len(found))]
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return None
-        return pid
+                    found.append(psutil.Process(int(name)))
+        return [each for each in found if _is_alive(each)]
 
     def connections(self) -> int | None:
         """Return how many connections the run has to its database; None while that does not answer."""
@@ -177,6 +132,44 @@ class Faults:
         except (psycopg.Error, DatabaseUnavailable):
             return None
         return None if row is None else int(row[0]) - 1
+
+    # Processes
+
+    def _kill(self, what: str, part: float) -> str:
+        return _names(self._signal(self._victims(what, part), signal.SIGKILL))
+
+    def _stop(self, what: str, part: float) -> str:
+        pids = self._signal(self._victims(what, part), signal.SIGSTOP)
+        began = time.monotonic()
+
+        def go_on() -> None:
+            self._signal(pids, signal.SIGCONT)
+            now = time.monotonic()
+            self.windows.extend(Window(began, now, str(pid)) for pid in pids)
+
+        if pids:
+            most = _MOST_SUPERVISOR_STOPPED_SECONDS if what == "supervisor" else _MOST_STOPPED_SECONDS
+            self._undo.append((began + part * most, go_on))
+        return _names(pids)
+
+    def _victims(self, what: str, part: float) -> list[int]:
+        """Return whom a fault is for: the supervisor, all, or one of those in a role."""
+        if what == "supervisor":
+            return [self.supervised.pid]
+        if what == "all":
+            return [self.supervised.pid, *(each.pid for each in self.processes())]
+        found = sorted(each.pid for each in self._processes_called(what))
+        return found[int(part * len(found)) :][:1]
+
+    @staticmethod
+    def _signal(pids: list[int], number: signal.Signals) -> list[int]:
+        """Send a signal; return those that were there to get it."""
+        struck = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+                struck.append(pid)
+        return struck
 
     def _processes_called(self, what: str) -> Iterator[psutil.Process]:
         leader = self._leader()
@@ -191,7 +184,7 @@ class Faults:
 
     def _leader(self) -> int:
         try:
-            return int((self._state_dir / "locks" / f"{self._arena}.syncer.lock").read_text())
+            return int((self._state_dir / "locks" / f"{self.arena}.syncer.lock").read_text())
         except (OSError, ValueError):
             return 0
 
@@ -243,7 +236,7 @@ class Faults:
     # Files
 
     def _delete_lock(self, _part: float) -> bool:
-        path = self._state_dir / "locks" / f"{self._arena}.syncer.lock"
+        path = self._state_dir / "locks" / f"{self.arena}.syncer.lock"
         try:
             path.unlink()
         except FileNotFoundError:
@@ -255,19 +248,49 @@ class Faults:
         return True
 
     def _disk_full(self, part: float) -> bool:
-        assert self._ground.disk is not None
-        return self._fill(self._ground.disk / "filler", part)
+        return self._fill("database", self._ground.fill_disk, part)
 
     def _memory_full(self, part: float) -> bool:
-        return self._fill(Path("/dev/shm/shmcache-chaos-filler"), part)  # noqa: S108
+        return self._fill("memory", self._ground.fill_memory, part)
 
-    def _fill(self, path: Path, part: float) -> bool:
-        if path.exists():
+    def _fill(self, what: str, fill: Callable[[], Callable[[], None]], part: float) -> bool:
+        if what in self._full:
             return False
-        with path.open("wb") as file, contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path.parent).free)
-        self._undo.append((time.monotonic() + part * _MOST_AWAY_SECONDS, path.unlink))
+        self._full.add(what)
+        began = time.monotonic()
+        empty = fill()
+
+        def end() -> None:
+            empty()
+            self._full.discard(what)
+            self.windows.append(Window(began, time.monotonic(), what))
+
+        self._undo.append((began + part * _MOST_AWAY_SECONDS, end))
         return True
+
+    # The clock
+
+    def _clock_step(self, part: float) -> bool:
+        self._ground.step_clock((2 * part - 1) * _MOST_STEP_SECONDS)
+        return True
+
+
+def _names(pids: list[int]) -> str:
+    return " ".join(map(str, pids))
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _title(process: psutil.Process) -> str:

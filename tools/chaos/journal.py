@@ -1,7 +1,7 @@
 """What was acknowledged to a worker: a plain file, written before and after each call, that outlives a SIGKILL.
 
     ["T", number, [what it writes, ...]]     a transaction is about to be committed (again, after a conflict)
-    ["D", number, began, seconds]            it was: acknowledged
+    ["D", number, began, seconds, idle]      it was: acknowledged (`idle`: ms of a long call waiting for a core)
     ["F", number]                            it was refused: nothing of it was written
 
 A number with a "T" behind it and nothing else is undecided: the worker died before it was told. What a transaction
@@ -15,8 +15,11 @@ writes, each by its key:
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -27,6 +30,10 @@ from shmcache.execution_data_client import ExecutionDataClient
 from shmcache.records import ExecutionStatus, GraphExecution, InputSource, NodeExecution
 
 T = TypeVar("T")
+
+_LONG_SECONDS = 0.1
+_STALL_SECONDS = 0.5
+"""A call that takes longer leaves in the log where it is."""
 
 POISON = "poison"
 """An output of this name holds a NUL, which no PostgreSQL takes."""
@@ -47,6 +54,30 @@ def _canonical(value: Any) -> Any:
     return value
 
 
+class _Core:
+    """How long this thread could run and had no core to run on, as the kernel counts it; looked at now and then."""
+
+    def __init__(self) -> None:
+        try:
+            self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._file = -1
+        self._looked_at = 0.0
+        self._before = 0
+
+    def begin(self, now: float) -> None:
+        """A call begins: one of many, so this looks only where the last look is some time ago."""
+        if now > self._looked_at + _LONG_SECONDS / 2:
+            self._looked_at, self._before = now, self._look()
+
+    def waited_ms(self) -> int:
+        """Return how long it was in the call that has just ended, and in those since the last look."""
+        return (self._look() - self._before) // 1_000_000
+
+    def _look(self) -> int:
+        return int(os.pread(self._file, 100, 0).split()[1]) if self._file >= 0 else 0
+
+
 class JournalingClient:
     """A client that journals what it writes. It has the calls that a `Manager` makes; `for_manager` says so."""
 
@@ -56,6 +87,8 @@ class JournalingClient:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._number = 0
         self._writes: list[list[Any]] | None = None
+        self._core = _Core()
+        faulthandler.register(signal.SIGALRM, sys.__stderr__ or 2, all_threads=False)
 
     def for_manager(self) -> ExecutionDataClient:
         """Return this client as what it stands for."""
@@ -78,6 +111,8 @@ class JournalingClient:
             return result
 
         began = time.monotonic()
+        self._core.begin(began)
+        signal.setitimer(signal.ITIMER_REAL, _STALL_SECONDS)
         try:
             result = self._client.atomically(journaled, durable=durable, urgent=urgent)
         except BaseException:
@@ -85,7 +120,10 @@ class JournalingClient:
             raise
         finally:
             self._writes = None
-        self._note(["D", number, round(began, 4), round(time.monotonic() - began, 4)])
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        seconds = time.monotonic() - began
+        idle = [self._core.waited_ms()] if seconds > _LONG_SECONDS else []
+        self._note(["D", number, round(began, 4), round(seconds, 4), *idle])
         return result
 
     def create_graph_execution(self, graph_id: str, user_id: str) -> GraphExecution:

@@ -1,4 +1,8 @@
-"""A way to the database whose connections are cut, delayed, half-closed or robbed of an answer, for real."""
+"""A way to the database whose connections are cut, delayed, half-closed or robbed of an answer, for real.
+
+One thread passes everything on. No connection waits for another: what its receiver does not take yet is kept, up to a
+limit, beyond which its sender is not listened to.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,42 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
+from collections import deque
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _TURN_SECONDS = 0.02
+_PIECE_BYTES = 1 << 16
+_MOST_KEPT_PIECES = 16
+_RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds; with it, close sends RST
+
+
+class _Side:
+    """One of the two sockets of a connection, with what is on its way to it: pieces, each with when it is due."""
+
+    def __init__(self, its: socket.socket) -> None:
+        its.setblocking(False)
+        self.socket = its
+        self.peer = self
+        self.kept: deque[tuple[float, bytes]] = deque()
+        self.has_ended = False
+        """It says nothing any more."""
+        self.is_mute = False
+        """It is told nothing any more."""
+        self.is_awaited = False
+        """The next that it is told is an answer that gets lost."""
+
+    def interest(self, now: float) -> int:
+        """Return what to wait for: its words, unless too many are kept; that it takes some, if some are due."""
+        wanted = 0
+        if not self.has_ended and len(self.peer.kept) < _MOST_KEPT_PIECES:
+            wanted |= selectors.EVENT_READ
+        if self.kept and self.kept[0][0] <= now:
+            wanted |= selectors.EVENT_WRITE
+        return wanted
 
 
 class Proxy:
@@ -28,10 +62,7 @@ class Proxy:
         self._stop, self._stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._turn = threading.Lock()
-        self._peers: dict[socket.socket, socket.socket] = {}
-        self._clients: set[socket.socket] = set()
-        self._mute: set[socket.socket] = set()
-        self._awaited: set[socket.socket] = set()
+        self._clients: set[_Side] = set()
         self._selector = selectors.DefaultSelector()
         self.port: int = self._listener.getsockname()[1]
         self.url = make_conninfo(url, host="127.0.0.1", port=self.port, sslmode="disable", gssencmode="disable")
@@ -65,75 +96,118 @@ class Proxy:
         with self._turn:
             for client in self._clients:
                 with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_WR)
-                self._mute.add(client)
+                    client.socket.shutdown(socket.SHUT_WR)
+                client.is_mute = True
+                client.kept.clear()
 
     def _run(self) -> None:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._stopped, selectors.EVENT_READ)
         while True:
-            ready: list[Any] = [key.fileobj for key, _ in self._selector.select(_TURN_SECONDS)]
+            ready = self._selector.select(self._arm())
             with self._turn:
-                if self._stopped in ready:
-                    for each in self._peers:
-                        each.close()
-                    self._selector.close()
-                    return
-                for each in ready:
-                    if each is self._listener:
+                for key, events in ready:
+                    if key.fileobj is self._stopped:
+                        for client in list(self._clients):
+                            self._drop(client, reset=False)
+                        self._selector.close()
+                        return
+                    if key.fileobj is self._listener:
                         self._accept()
-                    elif each in self._peers:
-                        self._pass_on(each)
+                    elif key.data.peer is not key.data:  # else it was dropped a moment ago
+                        self._serve(key.data, events)
+
+    def _arm(self) -> float:
+        """Tell the selector what to wait for; return for how long, in seconds: until a piece is due."""
+        with self._turn:
+            now = time.monotonic()
+            due = now + _TURN_SECONDS
+            for client in self._clients:
+                for side in (client, client.peer):
+                    self._wait_for(side, side.interest(now))
+                    if side.kept and side.kept[0][0] > now:
+                        due = min(due, side.kept[0][0])
+            return due - now
+
+    def _wait_for(self, side: _Side, wanted: int) -> None:
+        known = self._selector.get_map().get(side.socket)
+        if known is None:
+            if wanted:
+                self._selector.register(side.socket, wanted, side)
+        elif not wanted:
+            self._selector.unregister(side.socket)
+        elif known.events != wanted:
+            self._selector.modify(side.socket, wanted, side)
 
     def _accept(self) -> None:
-        client, _ = self._listener.accept()
-        server = socket.socket(socket.AF_UNIX)
+        accepted, _ = self._listener.accept()
+        connected = socket.socket(socket.AF_UNIX)
         try:
-            server.connect(self._target)
+            connected.connect(self._target)
         except OSError:
-            client.close()  # the server is down
+            accepted.close()  # the server is down
             return
         self.accepted += 1
-        self._peers.update({client: server, server: client})
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client, server = _Side(accepted), _Side(connected)
+        client.peer, server.peer = server, client
         self._clients.add(client)
-        for each in (client, server):
-            self._selector.register(each, selectors.EVENT_READ)
 
-    def _pass_on(self, source: socket.socket) -> None:
-        target = self._peers[source]
-        data = b""
-        with contextlib.suppress(OSError):
-            data = source.recv(1 << 16)
-        if not data:
-            self._drop(source if source in self._clients else target, reset=False)
+    def _serve(self, side: _Side, events: int) -> None:
+        client = side if side in self._clients else side.peer
+        try:
+            if events & selectors.EVENT_READ and not self._hear(side, client):
+                return
+            if events & selectors.EVENT_WRITE:
+                self._tell(side)
+            if (side.has_ended and not side.peer.kept) or (side.peer.has_ended and not side.kept):
+                self._drop(client, reset=False)
+        except BlockingIOError:
             return
-        if source in self._clients:
+        except OSError:
+            self._drop(client, reset=False)
+
+    def _hear(self, side: _Side, client: _Side) -> bool:
+        """Take what one side says, for the other; return whether the connection is still there."""
+        data = side.socket.recv(_PIECE_BYTES)
+        if not data:
+            side.has_ended = True
+        elif side is client:
             # A simple query ("Q", length, text): how psycopg ends a transaction block.
             if self.lose_commit_answers and b"COMMIT\0" in data:
                 if self.spare_commits:
                     self.spare_commits -= 1
                 else:
                     self.lose_commit_answers -= 1
-                    self._awaited.add(source)
-        elif target in self._awaited:
+                    client.is_awaited = True
+        elif client.is_awaited:
             self.lost_answers += 1
-            self._drop(target, reset=True)
-            return
-        elif target in self._mute:
-            return
-        if self.delay_seconds:
-            threading.Event().wait(self.delay_seconds)
-        with contextlib.suppress(OSError):
-            target.sendall(data)
+            self._drop(client, reset=True)
+            return False
+        if data and not side.peer.is_mute:
+            side.peer.kept.append((time.monotonic() + self.delay_seconds, data))
+            if not self.delay_seconds and len(side.peer.kept) == 1:
+                with contextlib.suppress(BlockingIOError):
+                    self._tell(side.peer)
+        return True
 
-    def _drop(self, client: socket.socket, *, reset: bool) -> None:
-        server = self._peers.pop(client)
-        del self._peers[server]
+    @staticmethod
+    def _tell(side: _Side) -> None:
+        """Give one side the piece that is due."""
+        due, data = side.kept.popleft()
+        sent = 0
+        try:
+            sent = side.socket.send(data)
+        finally:
+            if sent < len(data):
+                side.kept.appendleft((due, data[sent:]))
+
+    def _drop(self, client: _Side, *, reset: bool) -> None:
         self._clients.discard(client)
-        self._mute.discard(client)
-        self._awaited.discard(client)
         if reset:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close sends RST
-        for each in (client, server):
-            self._selector.unregister(each)
-            each.close()
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        for side in (client, client.peer):
+            self._wait_for(side, 0)
+            side.socket.close()
+        client.peer.peer = client.peer
+        client.peer = client

@@ -11,13 +11,15 @@ from rich.table import Table
 
 from tools.chaos.run import Outcome
 
-_MUST_BE_NONE = ("lost", "duplicated", "reordered", "overdrawn", "unbalanced", "not_ended")
+_MUST_BE_NONE = ("lost", "duplicated", "reordered", "overdrawn", "unbalanced", "not_ended", "left_behind", "grown")
 
 
 def as_dict(outcome: Outcome, seed: int) -> dict[str, Any]:
     """Return what came of a run as one flat JSON object."""
     found = outcome.found._asdict()
-    examples = found.pop("examples")
+    examples, stall = found.pop("examples"), outcome.found.stall
+    longest = found.pop("longest_call_ms")
+    del found["stall"]
     return {
         "passed": outcome.passed,
         "seed": seed,
@@ -29,7 +31,11 @@ def as_dict(outcome: Outcome, seed: int) -> dict[str, Any]:
         "skipped": outcome.skipped,
         **found,
         "left_behind": outcome.left_behind,
-        "growth": [f"{each.what}: {each.first:g}, at the end {each.last:g}" for each in outcome.growth],
+        "longest_stall_ms": stall.milliseconds,
+        "longest_with_waiting_for_a_core_ms": longest,
+        "before_that": outcome.before_stall,
+        "grown": [str(each) for each in outcome.growth if each.is_too_much],
+        "watched": [str(each) for each in outcome.growth],
         "examples": examples,
         "kept": outcome.kept,
     }

@@ -18,23 +18,28 @@ from typing import NamedTuple
 import psutil
 import psycopg
 
-from shmcache.arena import list_arenas, unlink_segment
+from shmcache.arena import list_arenas, segment_path, unlink_segment
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
-from shmcache.errors import DatabaseUnavailable, ShmcacheError
+from shmcache.errors import DatabaseUnavailable, GraphFileError, ShmcacheError
 from shmcache.identifiers import new_id
-from tools.chaos.faults import Cannot, Faults, Ground
+from tools.chaos.faults import Faults
+from tools.chaos.ground import SHARED_MEMORY, Ground
 from tools.chaos.proxy import Proxy
 from tools.chaos.sampling import Growth, Samples
 from tools.chaos.schedule import Event, schedule
 from tools.chaos.supervised import Plan
-from tools.chaos.verify import Found, Journals, verify
+from tools.chaos.verify import Found, Journals, Stall, verify
 
 _TURN_SECONDS = 0.02
+_LOOK_SECONDS = 0.5
 _MOST_BEHIND_SECONDS = 1.0
 """A schedule that is behind (a server took its time to start) does not make up for it all at once."""
-_END_SECONDS = 300.0
+_END_SECONDS = 120.0
+"""How long nothing may come of what was begun, at the end."""
+_BEFORE_STALL_SECONDS = 2.0
+_SERVERS = "PostgreSQL."
 _RICH, _POOR = 10**12, 2_000
 _RICH_USERS = 3
 
@@ -53,6 +58,7 @@ class Outcome(NamedTuple):
     missed: int
     skipped: dict[str, str]
     found: Found
+    before_stall: list[str]
     left_behind: list[str]
     growth: list[Growth]
     kept: str | None
@@ -78,26 +84,30 @@ def run_chaos(
     workers: int,
     arena_size: str,
     say: Callable[[str], None],
+    *,
+    keep: bool = False,
 ) -> Outcome:
-    """Make a run. `say` is told what happens. Raises ChaosError, DatabaseUnavailable, GraphFileError."""
+    """Make a run. `say` is told what happens; `keep` says to keep everything even if nothing is wrong.
+
+    Raises ChaosError, DatabaseUnavailable, GraphFileError."""
     directory = Path(tempfile.mkdtemp(prefix="shmcache-chaos-"))
     ground = Ground(directory)
-    skipped: dict[str, str] = {}
-    for fault, prepare in (("memory-full", ground.make_small_memory), ("disk-full", ground.make_small_disk)):
-        if fault in faults:
-            try:
-                prepare()
-            except Cannot as error:
-                skipped[fault] = str(error)
-    passed = False
+    kept = None
     try:
-        run = _Run(directory, ground, files, workers, arena_size, say)
-        outcome = run.through(schedule(seed, faults), limits, skipped)
-        passed = outcome.passed
-        return outcome
+        run = _Run(directory, ground, faults, files, workers, arena_size, say)
+        outcome = run.through(schedule(seed, faults), limits)
+        if keep or not outcome.passed:
+            kept = str(directory)
+        return outcome._replace(kept=kept)
+    except GraphFileError:
+        raise
+    except BaseException as error:
+        kept = str(directory)
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        raise ChaosError(f"the run did not come to its end ({what}); journals, segment and log: {kept}") from error
     finally:
         ground.leave()
-        if passed:
+        if kept is None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -108,12 +118,14 @@ class _Run:
         self,
         directory: Path,
         ground: Ground,
+        faults: Sequence[str],
         files: Sequence[Path],
         workers: int,
         arena_size: str,
         say: Callable[[str], None],
     ) -> None:
         self._directory = directory
+        ground.prepare(list(faults))
         self._ground = ground
         self._say = say
         self._state_dir = directory / "state"
@@ -128,11 +140,13 @@ class _Run:
             None if ground.disk is None else str(ground.disk),
         )  # fmt: skip
 
-    def through(self, events: Iterator[Event], limits: Limits, skipped: dict[str, str]) -> Outcome:
-        """Make faults up to the limits, those that cannot be made here left out; wait for the end, compare."""
+    def through(self, events: Iterator[Event], limits: Limits) -> Outcome:
+        """Make faults up to the limits, those that cannot be made here left out; wait for the end, compare.
+
+        Raises ChaosError."""
+        skipped = self._ground.skipped
         self._plan.graphs()  # a file that is none is told of before anything begins
         began = time.monotonic()
-        semaphores = _semaphores()
         with ExitStack() as stack:
             self._say("starting PostgreSQL")
             server = stack.enter_context(EmbeddedServer.start(self._state_dir))
@@ -147,17 +161,19 @@ class _Run:
             kills = self._make_all(faults, (event for event in events if event.fault not in skipped), limits)
             self._await_end(faults)
             seconds = time.monotonic() - began
-            left = self._left_behind(faults, semaphores)
+            left = self._left_behind(faults)
             self._say("comparing journals and database")
             with connect(server.url, application_name="shmcache chaos") as connection:
                 journals = Journals(self._directory / "journals", faults.windows)
                 check = json.loads((self._directory / "check.json").read_text())
                 found = verify(connection, journals, check)
-            outcome = Outcome(
-                round(seconds, 1), kills, self._restarts, dict(sorted(faults.counts.items())), faults.missed, skipped,
-                found, left, self._samples.growth(), None,
-            )  # fmt: skip
-            return outcome if outcome.passed else outcome._replace(kept=str(self._directory))
+                outcome = Outcome(
+                    round(seconds, 1), kills, self._restarts, dict(sorted(faults.counts.items())), faults.missed,
+                    skipped, found, _before(found.stall, faults), left, self._samples.growth(), None,
+                )  # fmt: skip
+                if not outcome.passed and self._ground.disk is not None:
+                    connection.execute("ALTER TABLE node_execution_outputs SET TABLESPACE pg_default")  # it is kept
+            return outcome
 
     def _move_outputs(self, connection: psycopg.Connection[object]) -> None:
         """Have the outputs of nodes on the small disk, if there is one."""
@@ -175,11 +191,11 @@ class _Run:
             faults.supervised = subprocess.Popen(
                 [sys.executable, "-m", "tools.chaos.supervised", str(self._plan_path)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **self._ground.environment},
             )  # fmt: skip
 
     def _look_after(self, faults: Faults) -> int | None:
         """Start what was killed again; return the status of one that ended by itself."""
-        assert faults.supervised is not None
         status = faults.supervised.poll()
         if status is not None and status != 0:
             self._start(faults)
@@ -210,42 +226,53 @@ class _Run:
         faults.tend(all_of_them=True)
         (self._directory / "enough").touch()
         self._say("waiting for the end of all that was begun")
-        deadline = time.monotonic() + _END_SECONDS
+        written, since = 0, time.monotonic()
         while self._look_after(faults) is None:
-            if time.monotonic() > deadline:
-                raise ChaosError(
-                    f"what was begun has not ended within {_END_SECONDS:.0f} s: see {self._directory}, "
-                    f"and `shmcache inspect {self._plan.arena}`"
-                )
-            time.sleep(_TURN_SECONDS)
+            before, written = written, sum(path.stat().st_size for path in (self._directory / "journals").iterdir())
+            if written > before:
+                since = time.monotonic()
+            elif time.monotonic() > since + _END_SECONDS:
+                raise ChaosError(f"what was begun does not end: nothing has come of it for {_END_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)
 
-    def _left_behind(self, faults: Faults, semaphores: set[str]) -> list[str]:
+    def _left_behind(self, faults: Faults) -> list[str]:
         deadline = time.monotonic() + 10
-        while faults.processes() and time.monotonic() < deadline:
+        while (faults.everything() or faults.connections()) and time.monotonic() < deadline:
             time.sleep(_TURN_SECONDS)
-        left = [f"process {each.pid}" for each in faults.processes()]
+        left = [f"process {each.pid}" for each in faults.everything()]
+        left += [f"connection {number}" for number in range(1, 1 + (faults.connections() or 0))]
         left += [f"segment {name}" for name in list_arenas() if name == self._plan.arena]
-        return left + [f"semaphore {name}" for name in sorted(_semaphores() - semaphores)]
+        if self._ground.has_own_memory:
+            left += [f"{path}" for path in sorted(SHARED_MEMORY.iterdir()) if not path.name.startswith(_SERVERS)]
+        return left + [f"file {path.name}" for path in sorted((self._state_dir / "locks").iterdir())]
 
     def _end(self, faults: Faults) -> None:
         """End what still runs, whatever has happened."""
         with contextlib.suppress(DatabaseUnavailable, OSError, psutil.Error):
             faults.tend(all_of_them=True)
-        if faults.supervised is not None and faults.supervised.poll() is None:
-            faults.supervised.kill()
-            faults.supervised.wait()
-        for each in faults.processes():
+        for each in faults.everything():
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
+        faults.supervised.wait()
+        for each in faults.everything():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                 each.wait(10)
+        with (self._directory / "faults").open("w") as file:
+            file.writelines(f"{each.time:.3f} {each.fault} {each.struck}\n" for each in faults.made)
         if self._plan.arena in list_arenas():
-            shutil.copyfile(f"/dev/shm/shmcache-{self._plan.arena}", self._directory / "segment")  # noqa: S108
+            shutil.copyfile(segment_path(self._plan.arena), self._directory / "segment")
             unlink_segment(self._plan.arena)
+
+
+def _before(stall: Stall, faults: Faults) -> list[str]:
+    """Return what was done shortly before a stall, and in it."""
+    begin, end = stall.began - _BEFORE_STALL_SECONDS, stall.began + stall.milliseconds / 1e3
+    return [
+        f"{each.fault} of {each.struck}, {each.time - stall.began:+.2f} s"
+        for each in faults.made
+        if begin <= each.time <= end
+    ]
 
 
 def _postmaster(state_dir: Path) -> int:
     return int((state_dir / "postgresql" / "postmaster.pid").read_text().split()[0])
-
-
-def _semaphores() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}  # noqa: S108

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from statistics import median
 from typing import NamedTuple
@@ -10,6 +12,7 @@ import psutil
 
 from shmcache.arena import list_arenas
 from tools.chaos.faults import Faults
+from tools.chaos.ground import SHARED_MEMORY
 
 _EVERY_SECONDS = 2.0
 _WARM_SECONDS = 300.0
@@ -28,6 +31,9 @@ class Growth(NamedTuple):
     def is_too_much(self) -> bool:
         """Whether there is more at the end than noise makes."""
         return self.last > self.first * _MOST_FACTOR
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.first:g}, at the end {self.last:g}"
 
 
 class _Sample(NamedTuple):
@@ -49,7 +55,7 @@ class Samples:
             return
         self._next = now + _EVERY_SECONDS
         memory, descriptors = [], []
-        for process in faults.processes():
+        for process in faults.everything():
             try:
                 used = process.memory_info()
                 memory.append((used.rss - used.shared) / (1 << 20))
@@ -60,11 +66,21 @@ class Samples:
         if not memory or connections is None:
             return
         figures = {
-            "MiB of a process's own": max(memory),
-            "descriptors of a process": float(max(descriptors)),
+            "processes": float(len(memory)),
+            "MiB of their own, of all processes": sum(memory),
+            "MiB of its own, of the largest process": max(memory),
+            "descriptors, of all processes": float(sum(descriptors)),
+            "descriptors, of the process with most": float(max(descriptors)),
             "connections": float(connections),
-            "segments": float(len(list_arenas())),
+            "segments": float(faults.arena in list_arenas()),
         }
+        if faults.has_own_memory:
+            figures["files in /dev/shm"] = float(len(os.listdir(SHARED_MEMORY)))
+            figures["MiB in /dev/shm"] = shutil.disk_usage(SHARED_MEMORY).used / (1 << 20)
+        self.add(now, figures)
+
+    def add(self, now: float, figures: dict[str, float]) -> None:
+        """Note what was seen at a time (monotonic); the same figures each time."""
         self._samples.append(_Sample(now, figures))
 
     def growth(self) -> list[Growth]:

@@ -20,7 +20,11 @@ KILLS = {
 OTHERS = {
     "stop-worker": 3,
     "stop-leader": 2,
+    "stop-standby": 1,
     "stop-charger": 2,
+    "stop-pool": 1,
+    "stop-supervisor": 1,
+    "stop-all": 1,
     "cut": 2,
     "delay": 2,
     "half-close": 1,
@@ -30,6 +34,7 @@ OTHERS = {
     "poison": 2,
     "disk-full": 1,
     "memory-full": 1,
+    "clock-step": 1,
 }
 """The other faults, likewise."""
 

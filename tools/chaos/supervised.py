@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from shmcache.arena import Arena
+from shmcache.arena import Arena, segment_path
 from shmcache.config import load_settings
 from shmcache.database.connection import connect
 from shmcache.database.queries import create_account, save_graph
@@ -90,6 +91,7 @@ class Onslaught:
         if not (self._directory / "enough").exists() or self._arena.outstanding():
             return False
         (self._directory / "check.json").write_text(json.dumps(self._arena.check()))
+        shutil.copyfile(segment_path(self._plan.arena), self._directory / "segment")
         return True
 
     def show(self) -> None:

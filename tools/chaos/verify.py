@@ -36,8 +36,18 @@ class Found(NamedTuple):
     acknowledged: int
     undecided: int
     dead_letters: int
-    longest_stall_ms: float
+    stall: Stall
+    longest_call_ms: float
     examples: list[str]
+
+
+class Stall(NamedTuple):
+    """The longest that a call of a worker took which outlived it: how long, less the time that it could run and no core
+    was free; which process, since when (monotonic)."""
+
+    milliseconds: float
+    pid: int
+    began: float
 
 
 class Journals:
@@ -48,7 +58,8 @@ class Journals:
         self.unsure: dict[str, dict[Any, list[Any]]] = {kind: {} for kind in "EIOSCGP"}
         self.acknowledged = 0
         self.undecided = 0
-        self.longest_stall_ms = 0.0
+        self.stall = Stall(0.0, 0, 0.0)
+        self.longest_call_ms = 0.0
         self._windows = windows
         for path in sorted(directory.iterdir()):
             self._read(path)
@@ -82,14 +93,25 @@ class Journals:
             else:
                 known[kind].setdefault(identifier, []).append(tuple(rest))
 
-    def _note_stall(self, pid: str, began: float, seconds: float) -> None:
-        """A call that took long; not one whose worker was stopped meanwhile, or when the database was away."""
-        if seconds * 1e3 <= self.longest_stall_ms:
+    def _note_stall(self, pid: str, began: float, seconds: float, idle_ms: int = 0) -> None:
+        """A call that took long, less the time that its worker was stopped for or the database was away, and that it
+        waited for a core."""
+        if seconds * 1e3 <= self.stall.milliseconds:
             return
-        for window in self._windows:
-            if window.what in (pid, "database") and window.began < began + seconds and window.ended > began:
-                return
-        self.longest_stall_ms = seconds * 1e3
+        ended = began + seconds
+        meant = sorted(
+            (max(each.began, began), min(each.ended, ended))
+            for each in self._windows
+            if each.what in (pid, "database") and each.began < ended and each.ended > began
+        )
+        reached = began
+        for start, end in meant:
+            seconds -= max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        milliseconds = round(seconds * 1e3, 1)
+        self.longest_call_ms = max(self.longest_call_ms, milliseconds)
+        if milliseconds - idle_ms > self.stall.milliseconds:
+            self.stall = Stall(round(milliseconds - idle_ms, 1), int(pid), began)
 
     def knows(self, kind: str, key: Any) -> bool:
         """Say whether anybody was about to write this."""
@@ -238,6 +260,6 @@ def verify(connection: psycopg.Connection[Any], journals: Journals, arena_differ
     counts = found.counts
     return Found(
         counts["lost"], counts["duplicated"], counts["reordered"], counts["overdrawn"], counts["unbalanced"],
-        counts["not ended"], journals.acknowledged, journals.undecided, letters, round(journals.longest_stall_ms, 1),
-        found.examples,
+        counts["not ended"], journals.acknowledged, journals.undecided, letters, journals.stall,
+        journals.longest_call_ms, found.examples,
     )  # fmt: skip

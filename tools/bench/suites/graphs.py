@@ -114,7 +114,7 @@ def _memory(bench: Bench) -> None:
 
     def ours(asked: Sequence[str]) -> float:
         def read() -> SimpleExecutorCache:
-            cache = SimpleExecutorCache(arena, limit=count // 2)  # of 100,000 the default: 50,000
+            cache = SimpleExecutorCache(arena, limit=count * 16_384 // 100_000)  # of 100,000 the default
             for name in asked:
                 cache.get(name)
             return cache
