@@ -52,6 +52,11 @@ Seconds = Annotated[
 ]
 """A duration in seconds, also given as text with a unit."""
 
+SecondsOrNever = Annotated[
+    float, BeforeValidator(_parse_duration), Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False), Kind.SECONDS
+]
+"""The same, where 0 means: never."""
+
 Bytes = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0, le=_LARGEST_BYTES), Kind.BYTES]
 """A size in bytes, also given as text with a unit."""
 
@@ -94,6 +99,16 @@ class Settings(BaseSettings):
         description="how long a syncer or charger may be stopped (SIGSTOP) before it is killed; with a lock, 0.3",
     )
     workers: int = Field(default=2, ge=1, le=64, description="executor processes")
+    worker_timeout: SecondsOrNever = Field(
+        default=0.0,
+        description="how long a worker may neither write, wait nor call heartbeat() before it is replaced; 0: for ever",
+    )
+    max_requests: int = Field(
+        default=0, ge=0, description="node executions after which a worker is replaced, between two of them; 0: never"
+    )
+    max_requests_jitter: int = Field(
+        default=0, ge=0, description="most that is added to it, by chance for each worker: not all leave at once"
+    )
     charge_workers: int = Field(default=2, ge=1, le=32, description="processes that settle charges")
     max_attempts: int = Field(default=3, ge=1, le=100, description="how often a node is started when its workers die")
     execution_fee: int = Field(

@@ -50,9 +50,20 @@ class ArenaMissing(ArenaError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"no arena named {name!r} on this machine: start what makes it, or check the name (SHMCACHE_ARENA)"
+            f"no arena named {name!r} on this machine: start what makes it (shmcache serve, or a supervisor of yours), "
+            "or check the name (SHMCACHE_ARENA)"
         )
         self.name = self.arena = name
+
+
+class ArenaEnded(ArenaError):
+    """The arena that this process has mapped is no more: its supervisor has drained and removed it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the arena was drained and removed while this process was not in it: call get_db_client() again, "
+            "it attaches to the next one"
+        )
 
 
 class ArenaExists(ArenaError):
@@ -167,6 +178,17 @@ class InsufficientBalanceError(ShmcacheError):
         self.user_id = user_id
         self.balance = balance
         self.amount = amount
+
+
+class TransactionMisused(ShmcacheError):
+    """A coroutine was to run inside a transaction, or what belongs inside of one was used outside."""
+
+
+class ClientClosed(ShmcacheError):
+    """An asynchronous client was closed while something was waited for; what was written stays written."""
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed while this was waited for; what was written before is not lost")
 
 
 class GraphFileError(ShmcacheError):

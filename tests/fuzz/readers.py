@@ -27,6 +27,7 @@ from shmcache.arena import Entry, segment
 from shmcache.arena.mapping_codec import decode_msgpack
 from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, decode, encode
 from shmcache.config import Settings, load_settings
+from shmcache.errors import SettingsError
 from shmcache.graphs import example_path, load_graph_file
 from shmcache.identifiers import derived_id, id_bytes
 from shmcache.records import (

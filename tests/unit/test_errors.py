@@ -241,7 +241,7 @@ def test_the_second_maker_the_missing_and_the_too_large_are_named(arena: Arena) 
 )  # fmt: skip
 def test_a_segment_that_cannot_be_used_says_what_to_do_with_it(content: bytes, mode: int, advice: str) -> None:
     name = f"errors-spoilt-{os.getpid()}"
-    path = segment._path(name)
+    path = segment.segment_path(name)
     path.write_bytes(content)
     path.chmod(mode)
     try:
