@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shmcache.arena import Arena
+from shmcache.arena import Arena, Counter
 from shmcache.errors import ShmcacheError
 from tools.child import DONE_ENOUGH, FAILED, Role, ShouldStop, live
 from tools.signals import OPERATING, QUEUED
@@ -273,6 +273,7 @@ class Processes:
             "%s %d %s: starting another", name, pid, ended, extra={"dead_role": name, "dead_pid": pid, "status": code}
         )
         self.restarts[name] = self.restarts.get(name, 0) + 1
+        self._arena.count(Counter.RESTARTS)
         self._delayed.append(_Delayed(child.role, now + _wait_seconds(self._quick_deaths[name])))
 
 

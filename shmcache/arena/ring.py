@@ -54,6 +54,24 @@ def _seed(sequence: int, kind: int) -> int:
     return (sequence ^ kind << 24) & 0xFFFFFFFF
 
 
+class Header(NamedTuple):
+    """What stands before an entry's payload."""
+
+    sequence: int
+    length: int
+    crc: int
+    kind: int
+
+    def is_of(self, payload: bytes) -> bool:
+        """Say whether the CRC holds."""
+        return _crc32(payload, _seed(self.sequence, self.kind)) == self.crc
+
+
+def read_header(buffer: memoryview, offset: int) -> Header:
+    """Return the header at an offset, for who looks at a ring from outside."""
+    return Header(*_HEADER.unpack_from(buffer, offset)[:4])
+
+
 class NoRingRoom(Exception):
     """The ring has no room for an entry now."""
 
