@@ -54,8 +54,8 @@ def test_a_line_of_json_has_the_same_and_what_the_event_was_made_from(root: logg
     line: dict[str, Any] = json.loads(stream.getvalue())
     assert line.pop("time").endswith("Z")
     assert line == {
-        "level": "INFO", "role": multiprocessing.current_process().name, "pid": os.getpid(), "arena": "main", "logger": "somebody",
-        "event": "Synced %d outputs", "message": "Synced 3 outputs", "outputs": 3,
+        "level": "INFO", "role": multiprocessing.current_process().name, "pid": os.getpid(), "arena": "main",
+        "logger": "somebody", "event": "Synced %d outputs", "message": "Synced 3 outputs", "outputs": 3,
     }  # fmt: skip
 
 
