@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shmcache.errors import InsufficientBalanceError as InsufficientBalanceError
     from shmcache.errors import ShmcacheError as ShmcacheError
     from shmcache.execution_data_client import ExecutionDataClient as ExecutionDataClient
+    from shmcache.progress import heartbeat as heartbeat
     from shmcache.records import ExecutionStatus as ExecutionStatus
     from shmcache.session import get_db_async_client as get_db_async_client
     from shmcache.session import get_db_client as get_db_client
@@ -42,6 +43,7 @@ _HOMES = {
     "SimpleExecutorCache": "shmcache.simple_cache",
     "get_db_async_client": "shmcache.session",
     "get_db_client": "shmcache.session",
+    "heartbeat": "shmcache.progress",
 }
 
 __all__ = list(_HOMES)

@@ -132,7 +132,7 @@ class CachedTransactions(ExecutionDataClient):
             (self._arena.charge_ring, self._charge_sequences),
         ):
             left = None if timeout_seconds is None else max(0.0, started + timeout_seconds - time.monotonic())
-            _await(ring, max(list(sequences.values()), default=0), left, started)
+            _await(self._arena, ring, max(list(sequences.values()), default=0), left, started)
 
     @property
     def last_sequence(self) -> int:
@@ -143,11 +143,14 @@ class CachedTransactions(ExecutionDataClient):
         """See ExecutionDataClient."""
         newest = self._arena.write_ring.last_sequence
         if sequence > newest:
-            raise InvalidValue(f"no write has the sequence {sequence} yet: the newest is {newest}")
-        _await(self._arena.write_ring, sequence, timeout_seconds, time.monotonic())
+            raise InvalidValue(
+                f"no write has the sequence {sequence} yet: the newest is {newest}; pass what last_sequence was"
+            ).of(self._arena.name)
+        _await(self._arena, self._arena.write_ring, sequence, timeout_seconds, time.monotonic())
 
     def _wait_settled(self) -> None:
-        _await(self._arena.charge_ring, self._charge_sequences.get(threading.get_ident(), 0), None, time.monotonic())
+        sequence = self._charge_sequences.get(threading.get_ident(), 0)
+        _await(self._arena, self._arena.charge_ring, sequence, None, time.monotonic())
 
     def close(self) -> None:
         """See ExecutionDataClient. The arena stays attached: it belongs to the process."""
@@ -159,10 +162,11 @@ class CachedTransactions(ExecutionDataClient):
         return now / 1e6
 
 
-def _await(ring: Ring, wanted: int, timeout_seconds: float | None, started: float) -> None:
+def _await(arena: Arena, ring: Ring, wanted: int, timeout_seconds: float | None, started: float) -> None:
     """Have a ring drained and wait until it is, up to a sequence. Raises FlushTimeout."""
     if ring.committed_sequence >= wanted:
         return
     ring.request_drain()
     if not ring.wait_committed(wanted, timeout_seconds):
-        raise FlushTimeout(ring.name, ring.committed_sequence, wanted, time.monotonic() - started)
+        late = FlushTimeout(ring.name, ring.committed_sequence, wanted, time.monotonic() - started)
+        raise late.of(arena.name)

@@ -73,7 +73,9 @@ class ChargeManager:
         a key that the ledger cannot hold, and for metadata with a NUL."""
         check_amount(amount, "a charge")
         if "\\u0000" in metadata_json:
-            raise InvalidValue("the metadata of a charge hold the character NUL, which PostgreSQL cannot store")
+            raise InvalidValue(
+                "the metadata of a charge hold the character NUL, which PostgreSQL does not store: leave it out"
+            )
         owner = 0 if transaction_key is None else os.getpid()
         key = new_id() if transaction_key is None else check_key(transaction_key)
         charge = Charge(key, user_id, amount, SPEND, None, None, self._now(), metadata_json, 0, owner)

@@ -480,7 +480,7 @@ class DirectClient(ExecutionDataClient):
             try:
                 return ask(connection)
             except UnicodeEncodeError as error:
-                raise InvalidValue(f"a text cannot be stored: {error}") from None
+                raise InvalidValue(f"a text cannot be stored: {error}; encode it as UTF-8 first") from None
             except psycopg.Error as error:
                 if self._transaction is None and isinstance(error, _RERUN):
                     continue

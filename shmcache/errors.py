@@ -1,14 +1,36 @@
 """Every error that shmcache raises on purpose, in one tree.
 
 Each class keeps what it knows in fields, so that a caller can act on it without reading its text;
-the text says what happened, to what, and what to do.
+the text says what happened, to which arena and to what in it, and what to do. They survive pickling, as what a pool of
+processes or a task queue hands back does.
 """
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 
 class ShmcacheError(Exception):
-    """Base of every error that shmcache raises on purpose."""
+    """Base of every error that shmcache raises on purpose. `arena` names the one it concerns, if that is known."""
+
+    arena: str = ""
+
+    def of(self, arena_name: str) -> Self:
+        """Say in the text which arena it concerns, unless that is known already; return the same error."""
+        if arena_name and not self.arena:
+            self.arena = arena_name
+            self.args = (f"arena {arena_name!r}: {self}",)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[ShmcacheError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> ShmcacheError:
+    """Make an error anew from its text and its fields: constructors take what the text is made from."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(fields)
+    return error
 
 
 class Unavailable(ShmcacheError):
@@ -28,9 +50,20 @@ class ArenaMissing(ArenaError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"no arena named {name!r} on this machine: start what makes it, or check the name (SHMCACHE_ARENA)"
+            f"no arena named {name!r} on this machine: start what makes it (shmcache serve, or a supervisor of yours), "
+            "or check the name (SHMCACHE_ARENA)"
         )
-        self.name = name
+        self.name = self.arena = name
+
+
+class ArenaEnded(ArenaError):
+    """The arena that this process has mapped is no more: its supervisor has drained and removed it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the arena was drained and removed while this process was not in it: call get_db_client() again, "
+            "it attaches to the next one"
+        )
 
 
 class ArenaExists(ArenaError):
@@ -38,7 +71,7 @@ class ArenaExists(ArenaError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"an arena named {name!r} exists already: attach to it, or choose another name")
-        self.name = name
+        self.name = self.arena = name
 
 
 class ArenaUnusable(ArenaError):
@@ -46,7 +79,7 @@ class ArenaUnusable(ArenaError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"arena {name!r} cannot be used: {reason}")
-        self.name = name
+        self.name = self.arena = name
         self.reason = reason
 
 
@@ -58,7 +91,7 @@ class SharedMemoryTooSmall(ArenaError):
             f"arena {name!r} needs {needed:,} bytes of shared memory and /dev/shm has {available:,} free: "
             "make it smaller (SHMCACHE_ARENA_SIZE), or enlarge /dev/shm (docker run --shm-size)"
         )
-        self.name = name
+        self.name = self.arena = name
         self.needed = needed
         self.available = available
 
@@ -86,7 +119,14 @@ class ArenaDamaged(ArenaError):
 
 
 class TransactionTooLarge(ArenaError):
-    """More was written in one transaction than the arena's intent can hold."""
+    """More was written in one transaction than the arena's intent, or a ring, can hold. `problem` says how much."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}: nothing was written; write less in one step (client.atomically), or make the arena larger"
+            " (SHMCACHE_ARENA_SIZE)"
+        )
+        self.problem = problem
 
 
 class LockTimeout(ArenaError):
@@ -95,7 +135,7 @@ class LockTimeout(ArenaError):
     def __init__(self, lock: str, holder_pid: int, waited_seconds: float) -> None:
         super().__init__(
             f"lock {lock!r} was not free after {waited_seconds:.1f} s: process {holder_pid} holds it "
-            "(is it stopped, or paused in a debugger?)"
+            "(is it stopped, or paused in a debugger?): let it go on, or kill it, then the lock comes back"
         )
         self.lock = lock
         self.holder_pid = holder_pid
@@ -108,7 +148,8 @@ class RingFull(ArenaError, Unavailable):
     def __init__(self, ring: str, size: int, waited_seconds: float) -> None:
         super().__init__(
             f"the {ring} ring ({size:,} bytes) stayed full for {waited_seconds:.1f} s: nothing was written; "
-            "the syncer is behind or the database is away"
+            "the syncer is behind or the database is away: see its log and shmcache doctor, or make the arena, and with"
+            " it its rings, larger (SHMCACHE_ARENA_SIZE)"
         )
         self.ring = ring
         self.size = size
@@ -122,8 +163,9 @@ class InvalidValue(ShmcacheError):
 class NotFound(ShmcacheError):
     """Neither the arena nor the database has this record."""
 
-    def __init__(self, kind: str, identifier: str) -> None:
-        super().__init__(f"no {kind} {identifier}")
+    def __init__(self, kind: str, identifier: str, advice: str = "") -> None:
+        advice = advice or "check the identifier; what another host wrote is there when that host has synced it"
+        super().__init__(f"no {kind} {identifier}: {advice}")
         self.kind = kind
         self.identifier = identifier
 
@@ -175,16 +217,20 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be reached or used. `address` never holds a password."""
 
     def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"cannot use the database at {address}: {reason}")
+        super().__init__(f"cannot use the database at {address}: {reason} (shmcache doctor looks into it)")
         self.address = address
         self.reason = reason
 
 
 class Fenced(ShmcacheError):
-    """A leader found a newer epoch than its own in the database: another one leads, nothing was written."""
+    """A leader found that another one leads: nothing was written. `epoch` is its own, 0 where that is not known."""
 
     def __init__(self, role: str, epoch: int) -> None:
-        super().__init__(f"{role}: epoch {epoch} is over, another process leads")
+        lead = f"epoch {epoch}" if epoch else "its lead"
+        super().__init__(
+            f"{role}: {lead} is over, another process leads: nothing was written, and what was to be written is"
+            " written by that one; stand for election again"
+        )
         self.role = role
         self.epoch = epoch
 
@@ -195,7 +241,8 @@ class FlushTimeout(ShmcacheError):
     def __init__(self, ring: str, reached: int, wanted: int, waited_seconds: float) -> None:
         super().__init__(
             f"{wanted - reached} entries of the {ring} ring were not committed after {waited_seconds:.1f} s "
-            f"(reached {reached} of {wanted}); they stay on the ring"
+            f"(reached {reached} of {wanted}); they stay on the ring and are carried all the same: wait again, or see"
+            " the syncer's log and shmcache doctor"
         )
         self.ring = ring
         self.reached = reached

@@ -25,6 +25,7 @@ from shmcache.blocks import get_block
 from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavailable
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import freeze, thaw
+from shmcache.progress import heartbeat
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -422,4 +423,5 @@ class Manager:
                 if not waited:
                     logger.warning("waiting: %s", error)
                     waited = True
+                heartbeat()
                 threading.Event().wait(_RETRY_SECONDS)

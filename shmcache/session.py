@@ -1,26 +1,33 @@
 """How a worker comes by its client: `get_db_client()`, after a fork or in a process of its own.
 
-A supervisor calls `prepare` before it forks: its children inherit the mapping. It also leaves the arena's name and the
-database's address in the environment, where a process that is started anew (spawn, forkserver, another program) finds
-them.
+A supervisor calls `prepare` before it forks: its children inherit the mapping. It also hands the arena's name and the
+database's address on in the environment, where a process that is started anew (spawn, forkserver, another program)
+finds them, whatever its file of settings says.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmcache.arena import Arena, Counter
+from shmcache.arena import Arena, Counter, list_arenas
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
-from shmcache.errors import SettingsError
+from shmcache.errors import ArenaEnded, ArenaMissing, SettingsError
 from shmcache.execution_data_client import ExecutionDataClient
+from shmcache.progress import beat_with
+from shmcache.setting_layers import hand_on
 from shmcache.work_queue import WorkQueue
 
 if TYPE_CHECKING:
     from shmcache.async_execution_data_client import AsyncExecutionDataClient
     from shmcache.direct_client import DirectClient
+
+logger = logging.getLogger(__name__)
 
 
 class _Prepared(NamedTuple):
@@ -39,11 +46,10 @@ def prepare(arena: Arena, database_url: str, settings: Settings) -> None:
     """Say which arena, database and settings the clients of this process and of those it forks shall use."""
     global _prepared  # noqa: PLW0603 - one a process, by intent: forked workers find it here
     _prepared = _Prepared(arena, database_url, settings)
+    beat_with(arena.beat)
     _clients.clear()
     _async_clients.clear()
-    os.environ["SHMCACHE_ARENA"] = arena.name
-    os.environ["SHMCACHE_DATABASE_URL"] = database_url
-    os.environ["SHMCACHE_MODE"] = settings.mode
+    hand_on(arena=arena.name, database_url=database_url, mode=settings.mode)
 
 
 def prepared_arena() -> Arena:
@@ -62,14 +68,16 @@ def forget() -> None:
     client = _clients.pop(os.getpid(), None)
     if client is not None:
         client.close()
+    beat_with(None)
     _prepared = None
 
 
 def get_db_client() -> ExecutionDataClient:
     """Return this process's client: cached or direct, as its settings say. The first call makes it.
 
-    In a worker that a supervisor forked no set-up is needed; elsewhere SHMCACHE_ARENA and SHMCACHE_DATABASE_URL name
-    what to attach to. Raises ArenaMissing, ArenaUnusable, SettingsError."""
+    In a worker that a supervisor forked no set-up is needed; elsewhere (a web server, Celery) `shmcache serve` runs
+    beside, and SHMCACHE_ARENA and SHMCACHE_DATABASE_URL, or what both are without them, name what to attach to. Raises
+    ArenaMissing, ArenaUnusable, SettingsError."""
     client = _clients.get(os.getpid())
     if client is None:
         with _turn:
@@ -77,6 +85,42 @@ def get_db_client() -> ExecutionDataClient:
             if client is None:
                 client = _clients[os.getpid()] = _make_client()
     return client
+
+
+def leave_address(state_dir: Path, arena_name: str, database_url: str) -> None:
+    """Leave the address of an embedded server where the clients of an arena find it."""
+    path = _address_path(state_dir, arena_name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(database_url, encoding="utf-8")
+    partial.replace(path)
+
+
+def remove_address(state_dir: Path, arena_name: str) -> None:
+    """Remove what `leave_address` left, if it did."""
+    _address_path(state_dir, arena_name).unlink(missing_ok=True)
+
+
+def _address_path(state_dir: Path, arena_name: str) -> Path:
+    return state_dir.expanduser() / "addresses" / f"{arena_name}.url"
+
+
+def _attach() -> _Prepared:
+    """Attach to the arena that the settings name. Raises ArenaMissing, ArenaUnusable, SettingsError."""
+    settings = load_settings()
+    database_url = settings.database_url
+    if database_url is None:
+        with contextlib.suppress(OSError):
+            database_url = _address_path(settings.state_dir, settings.arena).read_text(encoding="utf-8")
+    if database_url is None:
+        if settings.arena not in list_arenas():
+            raise ArenaMissing(settings.arena)
+        raise SettingsError(
+            f"SHMCACHE_DATABASE_URL: not set, and the supervisor of arena {settings.arena!r} has no server of its own: "
+            "set it to what the supervisor has"
+        )
+    arena = Arena.attach(settings.arena, lock_wait=settings.lock_wait, ring_wait=settings.ring_wait)
+    return _Prepared(arena, database_url, settings)
 
 
 def get_db_async_client() -> AsyncExecutionDataClient:
@@ -101,18 +145,35 @@ def _make_async_client(shared: ExecutionDataClient) -> AsyncExecutionDataClient:
     return DirectAsyncClient(_make_direct_client, prepared_arena())
 
 
-def _make_client() -> ExecutionDataClient:
+def _join() -> _Prepared:
+    """Be one of the processes of the arena, so that it is not removed while this one lives; return it."""
     global _prepared  # noqa: PLW0603
-    if _prepared is None:
-        settings = load_settings()
-        if settings.database_url is None:
-            raise SettingsError("SHMCACHE_DATABASE_URL: not set, and no supervisor started this process")
-        arena = Arena.attach(settings.arena, lock_wait=settings.lock_wait, ring_wait=settings.ring_wait)
-        _prepared = _Prepared(arena, settings.database_url, settings)
-    arena, database_url, settings = _prepared
+    for _ in range(2):
+        if _prepared is None:
+            _prepared = _attach()
+            beat_with(_prepared.arena.beat)
+            if not is_served(_prepared.arena):
+                logger.warning(
+                    "arena %s has no supervisor now: what is written stays in it until one runs (shmcache serve)",
+                    _prepared.arena.name,
+                )
+        with contextlib.suppress(ArenaEnded):
+            _prepared.arena.join()
+            return _prepared
+        _prepared = None  # inherited from a parent that is gone, or removed between attaching and joining
+    raise ArenaMissing(load_settings().arena)
+
+
+def _make_client() -> ExecutionDataClient:
+    arena, database_url, settings = _join()
     if settings.mode == "direct":
         return _make_direct_client()
     return CachedClient(arena, database_url, settings)
+
+
+def is_served(arena: Arena) -> bool:
+    """Say whether a supervisor of an arena lives."""
+    return any(process.alive and process.role == "supervisor" for process in arena.processes())
 
 
 def _make_direct_client() -> DirectClient:

@@ -224,7 +224,7 @@ class ChargePool(RingConsumer):
         try:
             self._arena.commit(wanted)
         except Conflict:
-            raise Fenced("charger: its part of the ring was settled by another", 0) from None
+            raise Fenced("charger", 0).of(self._arena.name) from None
 
     # Between batches
 

@@ -152,7 +152,10 @@ class RingConsumer(ABC):
             self._connection = None
 
     def _add_dead_letter(self, entry: Entry, error: Exception) -> None:
-        logger.error("dead letter: entry %d of the %s ring: %s", entry.sequence, self._ring.name, one_line(error))
+        logger.error(
+            "dead letter: entry %d of the %s ring: %s", entry.sequence, self._ring.name, one_line(error),
+            extra={"sequence": entry.sequence, "ring": self._ring.name},
+        )  # fmt: skip
         add_dead_letter(
             self._connected(),
             self._arena.arena_id,
@@ -225,7 +228,10 @@ class RingConsumer(ABC):
         if not self._backoff.tries or now - self._outage_logged_at > _OUTAGE_LOG_SECONDS:
             self._outage_logged_at = now
             left = self._ring.last_sequence - self._ring.committed_sequence
-            logger.warning("%d entries of the %s ring wait, trying again: %s", left, self._ring.name, one_line(error))
+            logger.warning(
+                "%d entries of the %s ring wait, trying again: %s", left, self._ring.name, one_line(error),
+                extra={"waiting": left, "ring": self._ring.name},
+            )  # fmt: skip
         until = now + self._backoff.next_seconds()
         while True:
             now = time.monotonic()

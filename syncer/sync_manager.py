@@ -112,7 +112,9 @@ class SyncManager(RingConsumer):
         self._arena.count(Counter.SYNCED_OUTPUTS, outputs)
         self._arena.count(Counter.SYNCED_STATUSES, statuses)
         self._arena.count(Counter.DEAD_LETTERS, len(refused) + len(batch.broken))
-        logger.info("Synced %d outputs and %d statuses", outputs, statuses)
+        logger.info(
+            "Synced %d outputs and %d statuses", outputs, statuses, extra={"outputs": outputs, "statuses": statuses}
+        )
 
     def _write_whole(self, batch: _Batch, prepared: Sequence[PreparedStatement], epoch: int) -> bool:
         """Write a batch in one transaction; return False, with nothing done, if some of it is written already.

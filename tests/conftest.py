@@ -24,7 +24,7 @@ from shmcache.database.migrate import migrate
 from shmcache.errors import ArenaError, ArenaUnusable
 from shmcache.identifiers import new_id
 
-_STATE = "SHMCACHE_TEST_STATE_DIR"
+_STATE = "TESTS_STATE_DIR"
 _TEMPLATE = "template_of_tests"
 
 
@@ -43,8 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         os.environ[_STATE] = tempfile.mkdtemp(prefix="shmcache-tests-")
         os.environ["TMPDIR"] = os.environ[_STATE]  # for the logs of programs that tests make fail
-        for name in [each for each in os.environ if each.startswith("SHMCACHE_") and each != _STATE]:
+        for name in [each for each in os.environ if each.startswith("SHMCACHE_")]:
             del os.environ[name]
+        os.environ["SHMCACHE_CONFIG"] = os.devnull  # not the settings of who runs them
 
 
 @pytest.hookimpl(trylast=True)

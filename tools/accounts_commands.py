@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-# Commands import what they need themselves, so that help and errors are quick.
-if TYPE_CHECKING:
-    from shmcache.config import Settings
+from tools.command_settings import command_settings
 
 
 @click.group()
@@ -28,7 +24,7 @@ def accounts_show(user: str | None, limit: int, as_json: bool) -> None:
     """Print a user's account; without one, those that owe most and have least."""
     from tools.accounts import show
 
-    show(_settings(), user, limit, as_json)
+    show(command_settings(), user, limit, as_json)
 
 
 @accounts.command("top-up")
@@ -40,7 +36,7 @@ def accounts_top_up(user: str, amount: int, key: str | None, as_json: bool) -> N
     """Add credits to a user's account; what it owes is paid from them first."""
     from tools.accounts import add
 
-    add(_settings(), user, amount, key, as_json)
+    add(command_settings(), user, amount, key, as_json)
 
 
 @accounts.command("ledger")
@@ -51,7 +47,7 @@ def accounts_ledger(user: str, limit: int, as_json: bool) -> None:
     """Print what a user was charged and credited, youngest first."""
     from tools.accounts import ledger
 
-    ledger(_settings(), user, limit, as_json)
+    ledger(command_settings(), user, limit, as_json)
 
 
 @accounts.command("holds")
@@ -61,7 +57,7 @@ def accounts_holds(limit: int, as_json: bool) -> None:
     """Print what is held for runs whose price comes at their end, oldest first."""
     from tools.accounts import holds
 
-    holds(_settings(), limit, as_json)
+    holds(command_settings(), limit, as_json)
 
 
 @accounts.command("void-holds")
@@ -71,7 +67,7 @@ def accounts_void_holds(arena_id: str, as_json: bool) -> None:
     """Void what is held by an arena that is gone for good: its machine was lost, or has lost its memory."""
     from tools.accounts import void
 
-    void(_settings(), arena_id, as_json)
+    void(command_settings(), arena_id, as_json)
 
 
 @accounts.command("audit")
@@ -82,13 +78,4 @@ def accounts_audit(as_json: bool) -> int:
     Exit status 0 if all does, 1 with the differences if not."""
     from tools.accounts import audit
 
-    return 0 if audit(_settings(), as_json) else 1
-
-
-def _settings() -> Settings:
-    from shmcache.config import load_settings
-    from tools.logs import start_logging
-
-    settings = load_settings()
-    start_logging(settings.log_level)
-    return settings
+    return 0 if audit(command_settings(), as_json) else 1

@@ -1,23 +1,26 @@
-"""The command line: `shmcache run`, `supervise`, `inspect`, `accounts`, `drain`, `dead-letters`, `bench`, `chaos`."""
+"""The command line: `shmcache run`, `supervise`, `serve`, `inspect`, `config`, `doctor`, `accounts`, `drain`, ..."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from shmcache.errors import SettingsError, ShmcacheError
+from shmcache.errors import ShmcacheError
+from shmcache.setting_texts import without_passwords
 from tools.accounts_commands import accounts
+from tools.command_settings import add_settings_options, command_settings
+from tools.config_command import config
+from tools.doctor_command import doctor
+from tools.serve_command import serve
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
 if TYPE_CHECKING:
-    from shmcache.config import Settings
     from tools.processes import Processes
     from tools.supervisor import Supervisor
 
@@ -71,17 +74,20 @@ def run(
     """Run graph files to their end; without one, the example that comes with shmcache.
 
     Exit status 0 if every graph completed, 1 if not, 2 if it could not begin."""
+    from setproctitle import setproctitle
+
     from shmcache.graphs import example_path, load_graph_file
     from shmcache.identifiers import id_bytes
     from tools.run import print_summary, run_graphs
 
-    settings = _settings(
+    settings = command_settings(
         workers=workers, arena=arena, arena_size=arena_size, log_level=log_level, opening_balance=opening_balance,
         mode="direct" if direct else None,
     )  # fmt: skip
     if user is not None:
         id_bytes(user)
     graphs = [load_graph_file(path, time_scale=time_scale) for path in files or (example_path(),)]
+    setproctitle("shmcache: supervisor")
     summary, completed = run_graphs(graphs, repeat, user, settings, arena)
     if summary:
         print_summary(summary, as_json)
@@ -114,22 +120,38 @@ class _UntilReturned:
 @cli.command()
 @click.argument("target", metavar="MODULE:CALLABLE")
 @_common
+@click.option("--preload", is_flag=True, help="Import MODULE once, before the workers are forked: less memory, and "
+              "SIGHUP brings no new code.")  # fmt: skip
 def supervise(
-    target: str, workers: int | None, arena: str | None, arena_size: str | None, log_level: str | None
+    target: str, workers: int | None, arena: str | None, arena_size: str | None, log_level: str | None, preload: bool
 ) -> int:
     """Run a function of yours in worker processes over one arena, until all have returned.
 
     It is called without arguments in each worker, and gets its client from shmcache.get_db_client(). A worker that
     dies or raises is started again. SIGTERM raises SystemExit in it (install a handler of your own for another end).
 
-    Exit status 0 if all is in the database, also after SIGTERM or Ctrl-C."""
+    Signals: TERM or INT end in order, again or QUIT at once; HUP replaces the workers one by one, with MODULE imported
+    anew; TTIN adds a worker, TTOU takes one away; USR1 writes the state to standard error.
+
+    Exit status 0 if all is in the database, also after SIGTERM or Ctrl-C; 3 if workers fail as soon as they start."""
+    from setproctitle import setproctitle
+
     from tools.processes import Role
     from tools.supervisor import Supervisor
+    from tools.target import Target
 
-    settings = _settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
-    function = _callable(target)
-    worker = Role("worker", lambda _should_stop: function(), restart_on_return=False, stop_raises=True)
-    return 0 if Supervisor(settings, settings.arena, worker).run(_UntilReturned()) else 1
+    settings = command_settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
+    function = Target(target)
+    if preload:
+        function.load()
+    else:
+        function.try_import()
+    setproctitle(f"shmcache: supervisor ({settings.arena})")
+    worker = Role(
+        "worker", lambda _should_stop: function.call(), restart_on_return=False, stop_raises=True,
+        prepare=None if preload else function.load,
+    )  # fmt: skip
+    return 0 if Supervisor(settings, settings.arena, worker, reloads=True).run(_UntilReturned()) else 1
 
 
 @cli.command()
@@ -156,6 +178,9 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+cli.add_command(config)
+cli.add_command(doctor)
+cli.add_command(serve)
 
 
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -187,7 +212,7 @@ def drain(name: str, as_json: bool) -> int:
     Exit status 0 if all is in the database, 1 if some is left, in the arena."""
     from tools.drain import drain_by_hand
 
-    return 0 if drain_by_hand(name, _settings(arena=name), as_json) else 1
+    return 0 if drain_by_hand(name, command_settings(arena=name), as_json) else 1
 
 
 @cli.group("dead-letters")
@@ -208,7 +233,7 @@ def list_letters(ring: str | None, limit: int, as_json: bool) -> int:
     """List dead letters, oldest first."""
     from tools.dead_letters import print_list
 
-    print_list(_settings(), ring, limit, as_json)
+    print_list(command_settings(), ring, limit, as_json)
     return 0
 
 
@@ -219,7 +244,7 @@ def show_letter(letter_id: int, as_json: bool) -> int:
     """Show one with its entry, decoded or, where it cannot be, as bytes."""
     from tools.dead_letters import print_one
 
-    print_one(_settings(), letter_id, as_json)
+    print_one(command_settings(), letter_id, as_json)
     return 0
 
 
@@ -234,7 +259,7 @@ def replay_letters(ids: tuple[int, ...], all_letters: bool, as_json: bool) -> in
     from tools.dead_letters import replay_letters
 
     _check_choice(ids, all_letters)
-    return 0 if replay_letters(_settings(), ids, as_json) else 1
+    return 0 if replay_letters(command_settings(), ids, as_json) else 1
 
 
 @dead_letters.command("discard")
@@ -251,7 +276,7 @@ def discard_letters(ids: tuple[int, ...], all_letters: bool, yes: bool, as_json:
     _check_choice(ids, all_letters)
     if all_letters and not yes:
         click.confirm("Throw all dead letters away?", abort=True, err=True)
-    return 0 if discard_letters(_settings(), ids, as_json) else 1
+    return 0 if discard_letters(command_settings(), ids, as_json) else 1
 
 
 def _check_choice(ids: tuple[int, ...], all_letters: bool) -> None:
@@ -259,30 +284,11 @@ def _check_choice(ids: tuple[int, ...], all_letters: bool) -> None:
         raise click.UsageError("name dead letters by their ids, or give --all")
 
 
-def _callable(target: str) -> Callable[[], Any]:
-    module_name, _, name = target.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"{target!r} cannot be imported as MODULE:CALLABLE: {error}") from None
-    if not callable(function):
-        raise SettingsError(f"{target!r} is not callable")
-    found: Callable[[], Any] = function
-    return found
-
-
-def _settings(**given: Any) -> Settings:
-    from shmcache.config import load_settings
-    from tools.logs import start_logging
-
-    settings = load_settings(**given)
-    start_logging(settings.log_level)
-    return settings
+add_settings_options(cli)
 
 
 def main() -> None:
-    """Run the command line. An error is one line on standard error, and exit status 2."""
+    """Run the command line. An error is one line on standard error, and exit status 2, or the error's own."""
     # numpy's BLAS starts a thread for each core when it is loaded; a process that forks must have none but its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -296,10 +302,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
         sys.exit(1)
     except ShmcacheError as error:
-        sys.stderr.write(f"shmcache: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        sys.stderr.write(f"shmcache: {without_passwords(' '.join(str(error).split()))}\n")
+        sys.exit(getattr(error, "exit_status", 2))
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))
         sys.stderr.write(f"shmcache: unexpected {text} (details in {write_traceback()})\n")
         sys.exit(2)
 

@@ -74,7 +74,9 @@ def print_record(name: str, key: str, as_json: bool) -> None:
                 }
                 break
         else:
-            raise NotFound(f"record in arena {name!r} under", repr(key))
+            raise NotFound(
+                f"record in arena {name!r} under", repr(key), f"shmcache inspect {name} shows some that it has"
+            )
     if as_json:
         _print_json(record)
     else:

@@ -57,6 +57,8 @@ class Arena(Changeable):
         super().__init__(mapped, lock_wait, ring_wait)
         self.name = name
         self.loads = LoadLocks(mapped)
+        self.before_work: Callable[[], None] | None = None
+        """Called by this process each time it looks for work, when it has none; may raise."""
         words = mapped.words
         self.identity = words[layout.IDENTITY_WORD].to_bytes(8, "little") + words[layout.IDENTITY_WORD + 1].to_bytes(
             8, "little"
@@ -86,7 +88,7 @@ class Arena(Changeable):
         mapped, descriptor = segment.reserve_segment(name, planned)
         arena = None
         try:
-            memory = Memory(mapped, planned)
+            memory = Memory(mapped, planned, name)
             words = memory.words
             words[layout.MAGIC_WORD] = layout.MAGIC
             words[layout.LAYOUT_WORD] = layout.LAYOUT_HASH
@@ -127,7 +129,7 @@ class Arena(Changeable):
         """Attach to an existing arena by its name alone. Who takes it over after a crash sweeps it.
 
         Raises ArenaMissing, ArenaUnusable."""
-        return cls(name, Memory(*segment.attach_segment(name)), **waits)
+        return cls(name, Memory(*segment.attach_segment(name), name), **waits)
 
     def close(self) -> None:
         """Give back this process's claims and its lane, and unmap the segment."""
@@ -163,6 +165,10 @@ class Arena(Changeable):
         """Claim the oldest entry of the work queue, waiting for one; None after the timeout."""
         words = self._words
         deadline = time.monotonic() + timeout_seconds
+        if self.before_work is not None:
+            self.before_work()
+        self.own_lane.join()
+        self.own_lane.beat()
         while True:
             if words[QUEUE_HEAD]:
                 with self._critical:
@@ -233,6 +239,10 @@ class Arena(Changeable):
         Raises ArenaError where all lanes are taken by processes that live."""
         self.own_lane.enter(role)
 
+    def join(self) -> None:
+        """Take a lane for this process if it has none. Raises ArenaError as `enter`, ArenaEnded."""
+        self.own_lane.join()
+
     def processes(self) -> list[Process]:
         """Return the processes that are attached, and the dead whose lanes were not given back yet."""
         return self._lanes.processes()
@@ -249,6 +259,29 @@ class Arena(Changeable):
     def lock_holders(self) -> set[int]:
         """Return the processes that hold one of the arena's locks at this instant. Takes none."""
         return {holder.pid for holder in survey.holders(self._memory) if holder.pid and not holder.died}
+
+    def end(self) -> bool:
+        """Let no other process in any more, so that the segment can be removed; return False if one that lives is in.
+
+        A process that has it mapped and is not in gets ArenaEnded from its next write."""
+        return self.own_lane.end_arena()
+
+    def reopen(self) -> None:
+        """Undo an `end` whose process died before it removed the segment. For the one that holds the supervisor's
+        lock."""
+        self.own_lane.reopen_arena()
+
+    def beat(self) -> None:
+        """Show that this process goes on, where it neither writes nor looks for work."""
+        self.own_lane.beat()
+
+    def beats(self) -> dict[int, tuple[int, int]]:
+        """Return, by the pids of the attached processes, what changes as long as they go on."""
+        return self._lanes.beats()
+
+    def counted(self, counter: Counter) -> int:
+        """Return what this process has counted."""
+        return self.own_lane.counted(counter)
 
     def count(self, counter: Counter, amount: int = 1) -> None:
         """Add to one of this process's counters. Raises ArenaError as `enter`."""

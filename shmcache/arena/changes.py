@@ -147,7 +147,7 @@ class Changes:
             stage[entry + LOCATION] = self.slabs.write_long(stage, key, version, record)
         else:
             raise InvalidValue(
-                f"a record of {length:,} bytes: this arena takes {self.slabs.longest_record:,}; "
+                f"a record of {length:,} bytes under key {key.hex()}: this arena takes {self.slabs.longest_record:,}; "
                 "set SHMCACHE_ARENA_SIZE higher"
             )
         stage[entry + VERSION] = version

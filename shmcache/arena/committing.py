@@ -137,9 +137,10 @@ class Changeable(Readable):
                 if not region.used_bytes():
                     raise TransactionTooLarge(
                         f"a transaction with more entries than the {region.name} ring ({region.size:,} bytes) holds"
-                    ) from None
+                    ).of(self._memory.name) from None
                 if not ring.wait_for_room(full.head, deadline):
-                    raise RingFull(ring.name, region.size, self.ring_wait_seconds) from None
+                    full_ring = RingFull(ring.name, region.size, self.ring_wait_seconds)
+                    raise full_ring.of(self._memory.name) from None
             except NoRoom as lacking:
                 deadline = deadline or time.monotonic() + self.ring_wait_seconds
                 self._make_room(lacking, deadline)

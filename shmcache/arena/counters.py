@@ -3,6 +3,7 @@
     word 0-7   life lock: a robust mutex that the process's main thread holds until it ends
     word 8     pid, 0 for a lane that is free   9 role   10 start time   11 whether the life lock speaks for the process
     word 12    the lowest entry that the process may have decoded
+    word 15    heartbeat
     word 16-   counters
 
 Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is dead, for certain; pids are reused and
@@ -25,6 +26,7 @@ import numpy as np
 
 from shmcache.arena.layout import (
     COUNTERS,
+    LANE_BEAT,
     LANE_BY_MUTEX,
     LANE_BYTES,
     LANE_COUNTERS,
@@ -93,7 +95,10 @@ class Lanes:
 
     def lock(self, lane: int) -> RobustMutex:
         """Return the life lock of a lane."""
-        return RobustMutex(f"life of lane {lane}", self._memory.address + self._memory.layout.lanes + lane * LANE_BYTES)
+        memory = self._memory
+        return RobustMutex(
+            f"life of lane {lane}", memory.address + memory.layout.lanes + lane * LANE_BYTES, memory.name
+        )
 
     def enter(self, role: str) -> int:
         """Take a free lane for this process; return its number. Call under the commit lock. Raises ArenaError."""
@@ -111,11 +116,14 @@ class Lanes:
                 continue
             self.set_role(lane, role)
             self._words[word + LANE_LOWEST] = 0
+            self._words[word + LANE_BEAT] = 0
             self._words[word + LANE_STARTED] = start_time(os.getpid())
             self._words[word + LANE_BY_MUTEX] = by_mutex
             self._words[word + LANE_PID] = os.getpid()
             return lane
-        raise ArenaError(f"all {self._count - 1} lanes of the arena are taken: too many processes are attached")
+        raise ArenaError(
+            f"all its {self._count - 1} lanes are taken: too many processes are attached, end some of them"
+        ).of(self._memory.name)
 
     def set_role(self, lane: int, role: str) -> None:
         """Change what this process is called."""
@@ -174,6 +182,26 @@ class Lanes:
     def count(self, lane: int, counter: int, amount: int) -> None:
         """Add to a counter of a lane that is this process's own."""
         self._words[self._word(lane) + LANE_COUNTERS + counter] += amount
+
+    def counted(self, lane: int, counter: int) -> int:
+        """Return what a counter of a lane has come to."""
+        amount: int = self._words[self._word(lane) + LANE_COUNTERS + counter]
+        return amount
+
+    def beat(self, lane: int) -> None:
+        """Note that the process of a lane goes on."""
+        self._words[self._word(lane) + LANE_BEAT] += 1
+
+    def beats(self) -> dict[int, tuple[int, int]]:
+        """Return what changes, by pid, while a process goes on: its heartbeat, and how often it has committed."""
+        words = self._words
+        found = {}
+        for lane in range(1, self._count):
+            word = self._word(lane)
+            pid = words[word + LANE_PID]
+            if pid:
+                found[pid] = words[word + LANE_BEAT], words[word + LANE_COUNTERS + Counter.COMMITS]
+        return found
 
     def first_counter(self, lane: int) -> int:
         """Return the word of a lane's counter 0, which is COMMITS: the one that is counted inside every commit."""

@@ -35,7 +35,7 @@ from shmcache.arena.layout import (
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
 from shmcache.arena.patience import before_waiting, to_the_end
-from shmcache.errors import ArenaDamaged, ArenaError, TransactionTooLarge
+from shmcache.errors import ArenaDamaged, ArenaError, ShmcacheError, TransactionTooLarge
 
 _COUNT = INTENT_OFFSET // WORD
 _PAIRS = _COUNT + 2
@@ -51,6 +51,10 @@ def _writer(count: int) -> Callable[..., None]:
     return writer
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Critical:
     """The critical section over a memory, as a context manager; one for each Arena object."""
 
@@ -64,10 +68,11 @@ class Critical:
         "_words",
         "lock_wait_seconds",
         "mutex",
+        "on_wait",
     )
 
     def __init__(self, mapped: Memory, lock_wait_seconds: float) -> None:
-        self.mutex = RobustMutex("commit", mapped.address + COMMIT_LOCK_OFFSET)
+        self.mutex = RobustMutex("commit", mapped.address + COMMIT_LOCK_OFFSET, mapped.name)
         self.lock_wait_seconds = lock_wait_seconds
         self._memory = mapped
         self._words = mapped.words
@@ -76,6 +81,8 @@ class Critical:
         self._try = self.mutex.quick_acquire
         self._release = self.mutex.quick_release
         self._holder: FrameType | None = None
+        self.on_wait: Callable[[], None] = _do_nothing
+        """Called in each turn of waiting, once a second at least."""
 
     def __enter__(self) -> None:
         try:
@@ -93,19 +100,25 @@ class Critical:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is not None:
             self.recover()
+            if isinstance(error, ShmcacheError):
+                error.of(self._memory.name)
         self._holder = None
         if self._release(self._argument):
-            raise ArenaError("the commit lock was lost inside the critical section: was the process forked there?")
+            raise ArenaError(
+                "the commit lock was lost inside the critical section: was the process forked there? fork elsewhere"
+            ).of(self._memory.name)
         if isinstance(error, IndexError | struct.error | ValueError | OverflowError):
             # Words that lead nowhere, or are no numbers that fit: nobody but the memory gave them to us.
-            raise ArenaDamaged(f"{type(error).__name__}: {error}") from error
+            raise ArenaDamaged(f"{type(error).__name__}: {error}").of(self._memory.name) from error
 
     def _enter_slowly(self) -> None:
         result = self.mutex.acquire(self.lock_wait_seconds)
         if not result:
             return
         if result == errno.EDEADLK and self._is_further_up():
-            raise ArenaError("the arena was used again from inside a commit (by a signal handler, a destructor)")
+            raise ArenaError(
+                "it was used again from inside a commit (by a signal handler, a destructor): use it outside of those"
+            ).of(self._memory.name)
         self.mutex.inherit(result)
         self.recover()
 
@@ -173,6 +186,7 @@ class Critical:
         `before_waiting` raises."""
         words = self._words
         while not there():
+            self.on_wait()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False

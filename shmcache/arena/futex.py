@@ -44,7 +44,7 @@ def wait(address: int, expected: int, timeout_seconds: float) -> None:
         ctypes.c_int(0),
     )
     if result and ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT):
-        raise ArenaError(f"futex wait: {os.strerror(ctypes.get_errno())}")
+        raise ArenaError(f"futex wait: {os.strerror(ctypes.get_errno())}: shmcache doctor tries whether futexes work")
 
 
 def wake(address: int) -> None:

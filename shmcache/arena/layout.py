@@ -77,6 +77,7 @@ ENTRIES_LEAVE = 85  # 1: the last slab of entries is being given back; if that d
 FORGET = 86  # raised when slabs of entries cannot be given back for what processes have decoded
 HAND = 87  # eviction's clock: the stamp of the slab that it looked at last
 LATEST_TIME = 88  # microseconds since 1970: no commit was told a later time; see `Arena.time_after`
+ENDED = 95  # 1: its last process is about to remove the segment: whoever comes now must not write to it any more
 DOUBT = 84  # 1: the holder of the commit lock is changing plain keys, and holds their stripes while it lives
 
 WRITE_RING_STATE = 96
@@ -104,6 +105,7 @@ LANE_ROLE = 9
 LANE_STARTED = 10  # the process's start time in clock ticks, from /proc/PID/stat
 LANE_LOWEST = 12  # the lowest entry that the process may have decoded; 0: none
 LANE_BY_MUTEX = 11  # 1: the life lock tells whether the process lives; 0: pid and start time do
+LANE_BEAT = 15  # grows each time the process shows that it goes on
 LANE_COUNTERS = 16
 COUNTERS = 48
 """Counters in a lane. Lane 0 belongs to nobody: it keeps the sums of lanes that were given back."""

@@ -52,7 +52,7 @@ class LoadLocks:
     def lock(self, number: int) -> RobustMutex:
         """Return one of the locks."""
         place = self._memory.layout.load_locks + number * LOAD_LOCK_BYTES
-        return RobustMutex(f"load {number}", self._memory.address + place)
+        return RobustMutex(f"load {number}", self._memory.address + place, self._memory.name)
 
     @contextlib.contextmanager
     def loading(self, key: bytes) -> Iterator[None]:

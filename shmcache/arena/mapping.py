@@ -107,7 +107,7 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
         marks = arena.identity[len(_IDENTITY) :]
         problem = ""
         if not is_mapping(arena.identity):
-            problem = "it is an arena, but no SharedMapping"
+            problem = "it is an arena, but no SharedMapping: choose another name"
         elif marks[1:] != codec.mark:
             problem = f"it was made with another codec than {codec.name!r}: pass that one to attach"
         if problem:
@@ -309,7 +309,7 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
 
     def _arena_now(self) -> Arena:
         if self._closed:
-            raise ArenaError(f"the mapping {self.name!r} was closed")
+            raise ArenaError(f"the mapping {self.name!r} was closed: attach to it again")
         return self._arena
 
     def _look(self, key: Key) -> tuple[int, Versioned | None]:
@@ -360,19 +360,22 @@ class SharedMapping(DecodedLayer, MutableMapping[Key, Any]):
     def _full(self, full: ArenaFull, record: bytes) -> ArenaFull:
         if not self.pinned:
             return full
-        return ArenaFull(len(record), "no key leaves a pinned mapping by itself: delete some")
+        return ArenaFull(len(record), "no key leaves a pinned mapping by itself: delete some").of(self.name)
 
     def _encode(self, value: Any) -> bytes:
         try:
             return self._codec.encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidValue(f"{self._codec.name} does not take this value: {error}") from None
+            raise InvalidValue(f"mapping {self.name!r}: {self._codec.name} does not take this value: {error}") from None
 
     def _decode(self, key: Key, data: bytes) -> Any:
         try:
             return self._codec.decode(data)
         except Exception as error:
-            raise InvalidValue(f"the value of {key!r} is nothing that {self._codec.name} made: {error}") from error
+            raise InvalidValue(
+                f"mapping {self.name!r}: the value of {key!r} is nothing that {self._codec.name} made: {error}; attach"
+                " with the codec that wrote it"
+            ) from error
 
     @property
     def _handle(self) -> tuple[str, str]:

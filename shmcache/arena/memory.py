@@ -19,12 +19,14 @@ Made by `Memory.stage`."""
 class Memory:
     """A mapped segment: `buffer` for bytes, `words` for aligned 8-byte words, `address` for locks and futexes.
 
-    `mapped` itself gives copies of bytes, in half the time that a view and its copy take."""
+    `mapped` itself gives copies of bytes, in half the time that a view and its copy take. `name` is the arena's, for
+    errors."""
 
-    __slots__ = ("_pinned", "address", "buffer", "layout", "mapped", "stage", "words")
+    __slots__ = ("_pinned", "address", "buffer", "layout", "mapped", "name", "stage", "words")
 
-    def __init__(self, mapped: mmap.mmap, placed: Layout) -> None:
+    def __init__(self, mapped: mmap.mmap, placed: Layout, name: str = "") -> None:
         self.mapped = mapped
+        self.name = name
         self._pinned = False
         self.layout = placed
         self.buffer = memoryview(mapped)

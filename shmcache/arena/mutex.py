@@ -42,6 +42,7 @@ _ROBUST = 1
 _ERRORCHECK = 2
 _CLOCK_MONOTONIC = 1
 _TURN_SECONDS = 1.0
+_DOCTOR = ": shmcache doctor tries whether this kernel's robust mutexes work"
 _SPINS = range(40)
 """Tries before sleeping: sections take some 5 us, a sleep and its wake-up 12 us and more."""
 
@@ -69,12 +70,13 @@ _clocklock.restype = ctypes.c_int
 class RobustMutex:
     """A robust mutex at an address of the mapped segment.
 
-    `name` is what LockTimeout calls it, `address` the virtual address in this process (the same in forked children)."""
+    `name` and `arena` are what errors call it, `address` is virtual, in this process and the children it forks."""
 
-    __slots__ = ("address", "argument", "name", "quick_acquire", "quick_release")
+    __slots__ = ("address", "arena", "argument", "name", "quick_acquire", "quick_release")
 
-    def __init__(self, name: str, address: int) -> None:
+    def __init__(self, name: str, address: int, arena: str = "") -> None:
         self.name = name
+        self.arena = arena
         self.address = address
         self.argument = ctypes.c_void_p(address)
         # The critical section calls these two itself, which saves it 0.3 us.
@@ -92,7 +94,7 @@ class RobustMutex:
             _quick.pthread_mutex_init(self.argument, attributes),
         ):
             if result:
-                raise ArenaError(f"cannot make mutex {self.name!r}: {os.strerror(result)}")
+                raise ArenaError(f"cannot make mutex {self.name!r}: {os.strerror(result)}{_DOCTOR}").of(self.arena)
 
     def try_acquire(self) -> tuple[bool, bool]:
         """Return (ours now, somebody had left it held). Never waits. A lock of this very thread's counts as both."""
@@ -119,13 +121,13 @@ class RobustMutex:
             if result != errno.ETIMEDOUT:
                 return result
             if turn >= deadline:
-                raise LockTimeout(self.name, self.holder_pid(), timeout_seconds)
+                raise LockTimeout(self.name, self.holder_pid(), timeout_seconds).of(self.arena)
 
     def release(self) -> None:
         """Give the lock back. Raises ArenaError where this thread does not hold it."""
         result = _unlock(self.argument)
         if result:
-            raise ArenaError(f"cannot release mutex {self.name!r}: {os.strerror(result)}")
+            raise ArenaError(f"cannot release mutex {self.name!r}: {os.strerror(result)}{_DOCTOR}").of(self.arena)
 
     def holder_pid(self) -> int:
         """Return the process id of the holder, 0 if nobody holds it (as seen from this pid namespace)."""
@@ -155,7 +157,7 @@ class RobustMutex:
             _consistent(self.argument)
             result = 0
         if result:
-            raise ArenaError(f"cannot take mutex {self.name!r}: {os.strerror(result)}")
+            raise ArenaError(f"cannot take mutex {self.name!r}: {os.strerror(result)}{_DOCTOR}").of(self.arena)
         return True
 
 

@@ -7,11 +7,11 @@ import contextlib
 from shmcache.arena import work
 from shmcache.arena.counters import Counter, Lanes
 from shmcache.arena.critical import Critical
-from shmcache.arena.layout import FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
+from shmcache.arena.layout import ENDED, FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
 from shmcache.arena.patience import WouldWait
 from shmcache.arena.table import Table
-from shmcache.errors import ArenaError, LockTimeout
+from shmcache.errors import ArenaEnded, ArenaError, LockTimeout
 
 _NONE = 1 << 63
 _STEP = 1 << 12
@@ -41,6 +41,7 @@ class OwnLane:
         self._table = table
         self._lanes = lanes
         self._role = "other"
+        critical.on_wait = self.beat
         self.forked()
 
     def forked(self) -> None:
@@ -51,7 +52,7 @@ class OwnLane:
         self._seen = self._words[FORGET]
 
     def enter(self, role: str) -> None:
-        """Take a lane, or rename it. Raises ArenaError where all lanes are taken by processes that live."""
+        """Take a lane, or rename it. Raises ArenaError where all lanes are taken by processes that live, ArenaEnded."""
         self._role = role
         with self._critical:
             if self.lane:
@@ -59,11 +60,24 @@ class OwnLane:
             else:
                 self.now()
 
-    def count(self, counter: Counter, amount: int) -> None:
-        """Add to one of this process's counters. Raises ArenaError as `enter`."""
+    def join(self) -> None:
+        """Take a lane if this process has none, under the role that it, or who forked it, had last."""
         if not self.lane:
             self.enter(self._role)
+
+    def count(self, counter: Counter, amount: int) -> None:
+        """Add to one of this process's counters. Raises ArenaError as `enter`."""
+        self.join()
         self._lanes.count(self.lane, counter, amount)
+
+    def counted(self, counter: Counter) -> int:
+        """Return what this process has counted."""
+        return self._lanes.counted(self.lane, counter) if self.lane else 0
+
+    def beat(self) -> None:
+        """Note that this process goes on; nothing happens where it has no lane."""
+        if self.lane:
+            self._lanes.beat(self.lane)
 
     def may_keep(self, entry: int, version: int) -> bool:
         """Say whether a record that was just read may be kept decoded, proved current by its entry's VERSION.
@@ -97,8 +111,10 @@ class OwnLane:
     def now(self) -> int:
         """Return the lane; take one if there is none, from the dead if need be. Inside the section.
 
-        Raises ArenaError."""
+        Raises ArenaError; ArenaEnded where the segment is being removed, since nobody would read what is written."""
         if not self.lane:
+            if self._words[ENDED] == 1:
+                raise ArenaEnded
             try:
                 self.lane = self._lanes.enter(self._role)
             except ArenaError:
@@ -110,11 +126,28 @@ class OwnLane:
         return self.lane
 
     def or_none(self) -> int:
-        """Return the lane, or where all are taken lane 0, which may be counted on inside the section."""
+        """Return the lane, or where all are taken lane 0, which may be counted on inside the section.
+
+        Raises ArenaEnded."""
         try:
             return self.now()
+        except ArenaEnded:
+            raise
         except ArenaError:
             return 0
+
+    def end_arena(self) -> bool:
+        """Let no other process in any more, unless one that lives is there; return whether none is."""
+        with self._critical:
+            alone = not any(each.alive and each.lane != self.lane for each in self._lanes.processes())
+            if alone:
+                self._words[ENDED] = 1
+            return alone
+
+    def reopen_arena(self) -> None:
+        """Let processes in again: who was about to remove the segment died before it did."""
+        with self._critical:
+            self._words[ENDED] = 0
 
     def leave(self) -> bool:
         """Give claims and lane back; return False if the life lock is another thread's, which has to end first."""

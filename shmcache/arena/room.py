@@ -72,7 +72,7 @@ class Room:
         self._ring = write_ring
         self._entry_slabs = EntrySlabs(self._mover, lanes)
         self.families = Families(self._mover, changes.remove)
-        self._lock = RobustMutex("cleaning", mapped.address + CLEANING_LOCK_OFFSET)
+        self._lock = RobustMutex("cleaning", mapped.address + CLEANING_LOCK_OFFSET, mapped.name)
         self.cleaned = 0
 
     @property
@@ -97,7 +97,7 @@ class Room:
             ring.request_drain()
             if ring.wait_committed(committed + 1, max(0.0, deadline - time.monotonic())):
                 return
-        raise ArenaFull(SLOT_BYTES, "everything in it is in use or waits for the database")
+        raise ArenaFull(SLOT_BYTES, "everything in it is in use or waits for the database").of(self._lock.arena)
 
     def sweep(self) -> int:
         """Free every slab that nothing refers to; return how many. What a crash has left is found here."""
@@ -130,8 +130,9 @@ class Room:
             result = lock.acquire(self._wait_seconds)
             if result == errno.EDEADLK and is_on_stack(_ALONE, 1):
                 raise ArenaError(
-                    "the arena was used again from inside its cleaning (by a signal handler, a destructor)"
-                )
+                    "it was used again from inside its cleaning (by a signal handler, a destructor): use it outside of"
+                    " those"
+                ).of(lock.arena)
             lock.inherit(result)
             self._entry_slabs.repair()
             return work()

@@ -68,7 +68,7 @@ def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
     try:
         descriptor = os.open(_DIRECTORY, os.O_RDWR | os.O_TMPFILE, 0o600)
     except OSError as error:
-        raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be created: {error.strerror} (shmcache doctor looks into it)") from None
     try:
         os.posix_fallocate(descriptor, 0, planned.end)
         return mmap.mmap(descriptor, planned.end), descriptor
@@ -76,7 +76,7 @@ def reserve_segment(name: str, planned: Layout) -> tuple[mmap.mmap, int]:
         os.close(descriptor)
         if error.errno in (errno.ENOSPC, errno.EFBIG):
             raise SharedMemoryTooSmall(name, planned.end, available) from None
-        raise ArenaUnusable(name, f"cannot be created: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be created: {error.strerror} (shmcache doctor looks into it)") from None
 
 
 def publish_segment(name: str, descriptor: int) -> None:
@@ -99,13 +99,13 @@ def attach_segment(name: str, *, read_only: bool = False) -> tuple[mmap.mmap, La
     except FileNotFoundError:
         raise ArenaMissing(name) from None
     except OSError as error:
-        raise ArenaUnusable(name, f"cannot be opened: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be opened: {error.strerror} (shmcache doctor looks into it)") from None
     try:
         placed = _check(name, os.fstat(descriptor), os.pread(descriptor, _HEADER.size, 0))
         protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
         return mmap.mmap(descriptor, placed.end, prot=protection), placed
     except OSError as error:
-        raise ArenaUnusable(name, f"cannot be mapped: {error.strerror}") from None
+        raise ArenaUnusable(name, f"cannot be mapped: {error.strerror} (shmcache doctor looks into it)") from None
     finally:
         os.close(descriptor)
 
@@ -113,14 +113,16 @@ def attach_segment(name: str, *, read_only: bool = False) -> tuple[mmap.mmap, La
 def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
     """Return the layout that a segment's header names, if all is as `create` leaves it. Raises ArenaUnusable."""
     if status.st_uid != os.getuid():
-        raise ArenaUnusable(name, f"it belongs to user {status.st_uid}, not to us")
+        raise ArenaUnusable(name, f"it belongs to user {status.st_uid}, not to us: choose another name")
     if status.st_mode & 0o077:
-        raise ArenaUnusable(name, f"others may write or read it (mode {status.st_mode & 0o777:o}): no arena of ours")
+        raise ArenaUnusable(
+            name, f"others may write or read it (mode {status.st_mode & 0o777:o}), it is no arena of ours: remove it"
+        )
     if len(header) < _HEADER.size:
         raise ArenaUnusable(name, "it is truncated: remove it")
     words = _HEADER.unpack(header)
     if words[layout.MAGIC_WORD] not in (0, layout.MAGIC):
-        raise ArenaUnusable(name, "it is no shmcache arena")
+        raise ArenaUnusable(name, "it is no shmcache arena: remove it, or choose another name")
     if words[layout.READY_WORD] != 1:
         raise ArenaUnusable(name, "it was never finished: remove it")
     if words[layout.LAYOUT_WORD] != layout.LAYOUT_HASH:
@@ -145,7 +147,9 @@ def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
     ):
         raise ArenaUnusable(name, "its header is damaged: remove it, what was not synced is lost")
     if placed.end != status.st_size:
-        raise ArenaUnusable(name, f"it is truncated: {status.st_size:,} bytes where its header says {placed.end:,}")
+        raise ArenaUnusable(
+            name, f"it is truncated: {status.st_size:,} bytes where its header says {placed.end:,}: remove it"
+        )
     return placed
 
 

@@ -89,7 +89,7 @@ class Stripes:
         self._first = placed.stripes // WORD
         self._mask = placed.stripe_count - 1
         self._mutexes = [
-            RobustMutex(f"stripe {number}", memory.address + placed.stripes + number * STRIPE_BYTES)
+            RobustMutex(f"stripe {number}", memory.address + placed.stripes + number * STRIPE_BYTES, memory.name)
             for number in range(placed.stripe_count)
         ]
         self._arguments = [mutex.argument for mutex in self._mutexes]
@@ -141,7 +141,8 @@ class Stripes:
                 words[entry + LOCATION] = position << OFFSET_SHIFT | length  # published
                 words[entry + VERSION] = version  # versioned
             if mutex.quick_release(argument):
-                raise ArenaError(f"{mutex.name} was lost inside its section: was the process forked there?")
+                lost = f"{mutex.name} was lost inside its section: was the process forked there? fork elsewhere"
+                raise ArenaError(lost).of(mutex.arena)
         except BaseException:
             if mutex.is_held_here() and not is_on_stack(_OVERWRITE, 1):
                 mutex.release()
@@ -192,7 +193,9 @@ class Stripes:
         if result == errno.EBUSY:
             result = mutex.acquire(self._critical.lock_wait_seconds)
         if result == errno.EDEADLK and is_on_stack(_OVERWRITE, 2):
-            raise ArenaError("the arena was used again from inside a put (by a signal handler, a destructor)")
+            raise ArenaError(
+                "it was used again from inside a put (by a signal handler, a destructor): use it outside of those"
+            ).of(mutex.arena)
         mutex.inherit(result)
 
     def _take(self, numbers: Iterable[int]) -> None:

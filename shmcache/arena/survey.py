@@ -38,7 +38,7 @@ from shmcache.arena.layout import (
 from shmcache.arena.memory import Memory
 from shmcache.arena.slab import Slabs
 from shmcache.arena.table import Table
-from shmcache.errors import ArenaError
+from shmcache.errors import ArenaDamaged
 
 _pack_key = struct.Struct(">QQ").pack
 _OWNER_DIED = 0x40000000  # futex(2)
@@ -285,7 +285,7 @@ def _rows_of(memory: Memory) -> _Rows:
     try:
         return Table(memory).rows()
     except (ValueError, IndexError):
-        raise ArenaError("the arena is damaged: it says that it has more entries than fit into it") from None
+        raise ArenaDamaged("it says that it has more entries than fit into it").of(memory.name) from None
 
 
 def _rows_with_records(memory: Memory) -> _Rows:

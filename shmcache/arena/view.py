@@ -24,8 +24,9 @@ class ReadOnlyMemory(Memory):
 
     __slots__ = ()
 
-    def __init__(self, mapped: mmap.mmap, placed: Layout) -> None:
+    def __init__(self, mapped: mmap.mmap, placed: Layout, name: str) -> None:
         self.mapped = mapped
+        self.name = name
         self._pinned = False
         self.layout = placed
         self.buffer = memoryview(mapped)
@@ -39,7 +40,7 @@ class View:
     def __init__(self, name: str) -> None:
         """Look at an arena by its name. Raises ArenaMissing, ArenaUnusable."""
         self.name = name
-        self.memory: Memory = ReadOnlyMemory(*segment.attach_segment(name, read_only=True))
+        self.memory: Memory = ReadOnlyMemory(*segment.attach_segment(name, read_only=True), name)
 
     def read(self, key: bytes) -> Found | None:
         """Return a key's record, or None if it has none, or it is damaged, or changes all the time."""

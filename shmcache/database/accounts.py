@@ -57,7 +57,7 @@ def top_up(
     check_amount(amount, "a top-up")
     check_key(transaction_key)
     if not amount:
-        raise InvalidValue("a top-up of 0 credits")
+        raise InvalidValue("a top-up of 0 credits: give 1 or more")
     given = {
         "user_id": user_id, "amount": amount, "key": transaction_key, "reason": reason, "metadata": metadata_json,
     }  # fmt: skip
@@ -72,10 +72,12 @@ def top_up(
         ).fetchone()
         if before is not None:
             if before != (str(UUID(user_id)), amount):
-                raise InvalidValue(f"the key {transaction_key!r} belongs to another transaction: {before[1]} credits")
+                raise InvalidValue(
+                    f"the key {transaction_key!r} belongs to another transaction ({before[1]} credits): choose another"
+                )
             return int(row[0]), False
         if row[0] + amount > MAXIMUM_BALANCE:
-            raise InvalidValue(f"{amount} more than {row[0]} is more than an account may hold (2**62)")
+            raise InvalidValue(f"{amount} more than {row[0]} is more than an account may hold (2**62): add less")
         connection.execute(statement("top_up"), given)
         pay_debt(connection, user_id)
         after = connection.execute(

@@ -44,7 +44,7 @@ class CheckpointMove:
     def __init__(
         self, connection: psycopg.Connection[Any], arena_id: str, ring: str, epoch: int, sequence: int
     ) -> None:
-        self._role = f"leader of the {ring} ring"
+        self._role = f"leader of the {ring} ring of arena {arena_id}"
         self._epoch = epoch
         self._answer = connection.execute(
             statement("move_checkpoint"),

@@ -16,10 +16,6 @@ _LOCK = 0x73686D63  # "shmc": whoever migrates holds this advisory lock
 def migrate(connection: psycopg.Connection[Any]) -> None:
     """Apply what is missing of `migrations/*.sql`, in order, all in one transaction. Two at once wait for each
     other."""
-    scripts = sorted(
-        (each for each in files("shmcache.database").joinpath("migrations").iterdir() if each.name.endswith(".sql")),
-        key=lambda each: each.name,
-    )
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute("CREATE SCHEMA IF NOT EXISTS shmcache")
@@ -28,10 +24,25 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
             " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         applied = {row[0] for row in connection.execute("SELECT name FROM migrations")}
-        for script in scripts:
-            if script.name not in applied:
+        for name in migrations():
+            if name not in applied:
+                script = files("shmcache.database").joinpath("migrations", name)
                 connection.execute(script.read_text(encoding="utf-8").encode())
-                connection.execute("INSERT INTO migrations (name) VALUES (%s)", (script.name,))
+                connection.execute("INSERT INTO migrations (name) VALUES (%s)", (name,))
+
+
+def migrations() -> list[str]:
+    """Return the names of all migrations that this version has, in order."""
+    directory = files("shmcache.database").joinpath("migrations")
+    return sorted(each.name for each in directory.iterdir() if each.name.endswith(".sql"))
+
+
+def applied_migrations(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return the names of those that a database has, in order; none where the schema is not there. Changes nothing."""
+    row = connection.execute("SELECT to_regclass('shmcache.migrations') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return []
+    return [str(row[0]) for row in connection.execute("SELECT name FROM shmcache.migrations ORDER BY name")]
 
 
 def identity(connection: psycopg.Connection[Any]) -> bytes:

@@ -255,13 +255,14 @@ def test_a_charger_killed_at_any_step_of_a_release_releases_once(
 def test_a_pool_process_killed_inside_its_transaction_has_settled_nothing(
     client: CachedClient, run: str, user: str, arena: Arena, database_url: str, settings: Settings
 ) -> None:
-    total = _charges(client, run, user)
     charger = _FORK.Process(target=run_charger, args=(arena, database_url, settings, 60.0))
+    charger.start()
+    pool = pool_of(psutil.Process(charger.pid))
     with connect(database_url, application_name="test") as connection:
         with connection.transaction():
             connection.execute("SELECT FROM accounts FOR UPDATE")
-            charger.start()
-            pool = pool_of(psutil.Process(charger.pid))
+            total = _charges(client, run, user)
+            arena.charge_ring.request_drain()
             wait_for(lambda: _waiting_backends(database_url))
             for process in pool:
                 process.kill()

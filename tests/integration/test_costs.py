@@ -107,6 +107,17 @@ def test_no_call_in_the_life_of_a_node_waits_for_the_database_and_each_write_is_
     assert _life_of_a_node(client, arena, run, user) == LIFE
 
 
+def test_no_call_in_the_life_of_a_node_logs_a_line(
+    client: CachedClient, arena: Arena, user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    run = client.create_graph_execution(_GRAPH, user).id
+    client.get_credits(user)
+    for _ in range(2):
+        _life_of_a_node(client, arena, run, user)
+    assert [record for record in caplog.records if record.name.startswith(("shmcache", "syncer"))] == []
+
+
 def test_a_warm_get_takes_no_lock_and_copies_nothing(client: CachedClient, arena: Arena) -> None:
     for _ in range(2):  # the first one loads it, the second one decodes it
         client.get_node(_NODE)

@@ -31,6 +31,9 @@ from tests.integration.readme import Block, blocks, command_lines, inline_comman
 from tests.integration.test_clients import SINK, small_graph
 from tests.integration.test_dead_letters import orphans
 from tools.cli import cli
+from tools.doctor.examination import examine
+from tools.doctor.host import Host
+from tools.signals import ENDING, OPERATING
 from tools.supervisor import _SYNCERS
 
 ROOT = Path(__file__).parents[2]
@@ -315,3 +318,36 @@ def test_the_settings_table_names_every_setting_with_its_default_and_meaning() -
         if field.default_factory is None:
             said = "" if field.default is None else f"`{field.default:g}`" if isinstance(field.default, float) else None
             assert default.strip() == (f"`{field.default}`" if said is None else said)
+
+
+def test_the_areas_of_the_doctor_are_those_that_it_looks_at(tmp_path: Path) -> None:
+    section = README.split("## Does it run here?", 1)[1].split("\n## ", 1)[0]
+    areas = examine(load_settings(state_dir=tmp_path, arena_size="4 MiB"), Host())
+    assert ["settings", *re.findall(r"^\| ([\w ]+) \| \w.* \|$", section, re.MULTILINE)[1:]] == [
+        area.name for area in areas
+    ]
+
+
+def test_the_table_of_signals_names_those_that_the_supervisor_takes() -> None:
+    table = README.partition("| signal | what it does |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(SIG\w+)`", row.split(" | ")[0])}
+    assert named == {number.name for number in ENDING | OPERATING}
+
+
+def test_the_lines_for_other_servers_are_those_that_their_tests_run() -> None:
+    table = README.partition("| server | line | where |")[2].partition("\n\n")[0]
+    lines = re.findall(r"^\| [^|]+ \| `([^`]+)`", table, re.MULTILINE)
+    tests = (ROOT / "tests" / "integration" / "test_foreign_servers.py").read_text()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.removesuffix("())") in tests
+    assert "`@app.task(base=shmcache.contrib.celery.DurableTask)`" in README
+    assert "from shmcache.contrib.celery import DurableTask" in tests
+    assert "`SharedCache(durable=True)`" in README
+    assert "SharedCache(durable=True)" in tests
+
+
+def test_the_files_to_deploy_are_the_ones_it_names() -> None:
+    table = README.partition("`tools/deploy/` has what to start from")[2].partition("\nProcesses that")[0]
+    named = {name for name in re.findall(r"`([\w.-]+)`", table) if (ROOT / "tools" / "deploy" / name).exists()}
+    assert named == {path.name for path in (ROOT / "tools" / "deploy").iterdir() if "dockerignore" not in path.name}

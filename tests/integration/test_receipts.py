@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from shmcache.database import queries
 from shmcache.database.connection import connect
 from shmcache.direct_client import DirectClient
 from shmcache.errors import FlushTimeout, InvalidValue
-from shmcache.identifiers import new_id
+from shmcache.identifiers import id_bytes, new_id
 from shmcache.records import ExecutionStatus
 from shmcache.work_queue import WorkQueue
 from syncer.charge_pool import ChargePool
@@ -203,3 +204,28 @@ def test_what_the_direct_client_wrote_is_durable_already(arena: Arena, database_
         client.atomically(lambda: client.upsert_execution_output(identifier, "out", 1, durable=True), durable=True)
         client.wait_durable(client.last_sequence, 0.001)
     assert outputs_of(database_url, identifier) == [1]
+
+
+def test_times_are_in_the_order_of_what_happened_whoever_sets_the_clock(
+    arena: Arena, client: CachedClient, run: str, database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identifier, _ = client.upsert_execution_input(SINK, run, "left", 1)
+    client.update_node_execution_status(identifier, ExecutionStatus.RUNNING)
+    client.upsert_execution_output(identifier, "out", 2)
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)
+    with CachedClient(arena, database_url, settings) as another:
+        later, _ = another.upsert_execution_input(SINK, run, "left", 1)
+        another.upsert_execution_output(identifier, "out", 3)
+        ended = another.update_node_execution_status(identifier, ExecutionStatus.COMPLETED)
+        ended_run = another.update_graph_execution_stats(run, ExecutionStatus.FAILED)
+        assert (ended_run.ended_at or 0.0) > (ended.ended_at or 0.0) > (ended.started_at or 0.0) > 0.0
+        SyncManager(arena, database_url, settings).run_once()
+        arena.drop_family(id_bytes(run))
+        latest = another.get_latest_node_execution(SINK, run)
+        assert latest is not None
+        assert latest.id == later
+        assert [each.id for each in another.get_node_executions(run)] == [identifier, later]
+    with connect(database_url, application_name="test") as connection:
+        assert connection.execute("SELECT count(DISTINCT time) FROM node_execution_outputs").fetchone() == (2,)
+        assert connection.execute("SELECT ordinal FROM node_execution_outputs ORDER BY time").fetchall() == [(0,), (1,)]

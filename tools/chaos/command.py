@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ _DEFAULT_KILLS = 50
 @click.option("--files", multiple=True, type=click.Path(path_type=Path), help="Graph files to run.")
 @click.argument("more_files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
-@click.option("--arena-size", default="32 MiB", show_default=True, help="A small one has to evict all the time.")
+@click.option("--arena-size", default="128 MiB", show_default=True, help="The smaller, the more often it is full.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
 @click.option("--keep", is_flag=True, help="Keep journals, segment and log, even if nothing is wrong.")
 @click.option("--schedule", "only_schedule", is_flag=True, help="Print the first --kills events only.")
@@ -63,6 +64,7 @@ def chaos(
             click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
 
     graphs = (*files, *more_files) or (example_path(),)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way, nothing is left running
     outcome = run_chaos(seed, chosen, Limits(kills, minutes), graphs, workers, arena_size, say, keep=keep)
     say("")
     print_outcome(outcome, seed, as_json)

@@ -53,7 +53,7 @@ class Faults:
 
     def __init__(self, ground: Ground, arena: str, server: EmbeddedServer, state_dir: Path, proxy: Proxy) -> None:
         self._ground = ground
-        self._arena = arena
+        self.arena = arena
         self._server = server
         self._state_dir = state_dir
         self._proxy = proxy
@@ -78,6 +78,11 @@ class Faults:
     def supervised(self, started: subprocess.Popen[bytes]) -> None:
         self._supervised = started
         self._sessions.add(started.pid)
+
+    @property
+    def has_own_memory(self) -> bool:
+        """Whether what is in /dev/shm is this run's alone."""
+        return self._ground.has_own_memory
 
     def make(self, event: Event) -> bool:
         """Make a fault; return whether it found something to strike."""
@@ -106,11 +111,16 @@ class Faults:
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes of the run with a role, the supervisor not among them."""
-        return [each for each in psutil.process_iter() if f"({self._arena})" in _title(each)]
+        return [each for each in self.everything() if f"({self.arena})" in _title(each)]
 
     def everything(self) -> list[psutil.Process]:
         """Return all living processes that a supervisor of the run has started, and itself."""
-        return [each for each in psutil.process_iter() if _session(each.pid) in self._sessions and _is_alive(each)]
+        found = []
+        for name in os.listdir("/proc"):  # as psutil would, but without a look at each: there may be thousands
+            if name.isdigit() and _session(int(name)) in self._sessions:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(int(name)))
+        return [each for each in found if _is_alive(each)]
 
     def connections(self) -> int | None:
         """Return how many connections the run has to its database; None while that does not answer."""
@@ -174,7 +184,7 @@ class Faults:
 
     def _leader(self) -> int:
         try:
-            return int((self._state_dir / "locks" / f"{self._arena}.syncer.lock").read_text())
+            return int((self._state_dir / "locks" / f"{self.arena}.syncer.lock").read_text())
         except (OSError, ValueError):
             return 0
 
@@ -226,7 +236,7 @@ class Faults:
     # Files
 
     def _delete_lock(self, _part: float) -> bool:
-        path = self._state_dir / "locks" / f"{self._arena}.syncer.lock"
+        path = self._state_dir / "locks" / f"{self.arena}.syncer.lock"
         try:
             path.unlink()
         except FileNotFoundError:

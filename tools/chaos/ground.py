@@ -42,21 +42,23 @@ class Ground:
         self.skipped: dict[str, str] = {}
         self._clock: Path | None = None
         self._has_own_mounts = False
-        self._has_small_memory = False
+        self.has_own_memory = False
+        """Whether /dev/shm is this run's alone."""
 
     def prepare(self, faults: list[str]) -> None:
-        """Make what these faults need."""
+        """Make what these faults need, and a /dev/shm of its own in any case: what is left there is the run's."""
         needs: dict[str, Callable[[], None]] = {
             "memory-full": self._make_small_memory,
             "disk-full": self._make_small_disk,
             "clock-step": self._make_clock,
         }
         for fault, make in needs.items():
-            if fault in faults:
+            if fault in (*faults, "memory-full"):
                 try:
                     make()
                 except Cannot as error:
-                    self.skipped[fault] = str(error)
+                    if fault in faults:
+                        self.skipped[fault] = str(error)
 
     def step_clock(self, seconds: float) -> None:
         """Have the clock of the program under fire go wrong by so much from now on."""
@@ -77,7 +79,7 @@ class Ground:
         """Unmount what was mounted."""
         if self.disk is not None:
             subprocess.run(["umount", "--lazy", self.disk], check=False)
-        if self._has_small_memory:
+        if self.has_own_memory:
             subprocess.run(["umount", "--lazy", SHARED_MEMORY], check=False)
 
     def _make_small_disk(self) -> None:
@@ -93,7 +95,7 @@ class Ground:
         """Give this process and its children a /dev/shm of their own, a small one."""
         self._make_own_mounts()
         _mount("-t", "tmpfs", "-o", f"size={_MEMORY_BYTES}", "shmcache-chaos", str(SHARED_MEMORY))
-        self._has_small_memory = True
+        self.has_own_memory = True
 
     def _make_own_mounts(self) -> None:
         if not self._has_own_mounts:

@@ -18,6 +18,7 @@ def as_dict(outcome: Outcome, seed: int) -> dict[str, Any]:
     """Return what came of a run as one flat JSON object."""
     found = outcome.found._asdict()
     examples, stall = found.pop("examples"), outcome.found.stall
+    longest = found.pop("longest_call_ms")
     del found["stall"]
     return {
         "passed": outcome.passed,
@@ -31,7 +32,7 @@ def as_dict(outcome: Outcome, seed: int) -> dict[str, Any]:
         **found,
         "left_behind": outcome.left_behind,
         "longest_stall_ms": stall.milliseconds,
-        "of_that_without_a_core_ms": stall.without_a_core_ms,
+        "longest_with_waiting_for_a_core_ms": longest,
         "before_that": outcome.before_stall,
         "grown": [str(each) for each in outcome.growth if each.is_too_much],
         "watched": [str(each) for each in outcome.growth],

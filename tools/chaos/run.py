@@ -33,10 +33,13 @@ from tools.chaos.supervised import Plan
 from tools.chaos.verify import Found, Journals, Stall, verify
 
 _TURN_SECONDS = 0.02
+_LOOK_SECONDS = 0.5
 _MOST_BEHIND_SECONDS = 1.0
 """A schedule that is behind (a server took its time to start) does not make up for it all at once."""
-_END_SECONDS = 300.0
+_END_SECONDS = 120.0
+"""How long nothing may come of what was begun, at the end."""
 _BEFORE_STALL_SECONDS = 2.0
+_SERVERS = "PostgreSQL."
 _RICH, _POOR = 10**12, 2_000
 _RICH_USERS = 3
 
@@ -144,7 +147,6 @@ class _Run:
         skipped = self._ground.skipped
         self._plan.graphs()  # a file that is none is told of before anything begins
         began = time.monotonic()
-        semaphores = _semaphores()
         with ExitStack() as stack:
             self._say("starting PostgreSQL")
             server = stack.enter_context(EmbeddedServer.start(self._state_dir))
@@ -159,7 +161,7 @@ class _Run:
             kills = self._make_all(faults, (event for event in events if event.fault not in skipped), limits)
             self._await_end(faults)
             seconds = time.monotonic() - began
-            left = self._left_behind(faults, semaphores)
+            left = self._left_behind(faults)
             self._say("comparing journals and database")
             with connect(server.url, application_name="shmcache chaos") as connection:
                 journals = Journals(self._directory / "journals", faults.windows)
@@ -224,23 +226,24 @@ class _Run:
         faults.tend(all_of_them=True)
         (self._directory / "enough").touch()
         self._say("waiting for the end of all that was begun")
-        deadline = time.monotonic() + _END_SECONDS
+        written, since = 0, time.monotonic()
         while self._look_after(faults) is None:
-            if time.monotonic() > deadline:
-                raise ChaosError(
-                    f"what was begun has not ended within {_END_SECONDS:.0f} s: see {self._directory}, "
-                    f"and `shmcache inspect {self._plan.arena}`"
-                )
-            time.sleep(_TURN_SECONDS)
+            before, written = written, sum(path.stat().st_size for path in (self._directory / "journals").iterdir())
+            if written > before:
+                since = time.monotonic()
+            elif time.monotonic() > since + _END_SECONDS:
+                raise ChaosError(f"what was begun does not end: nothing has come of it for {_END_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)
 
-    def _left_behind(self, faults: Faults, semaphores: set[str]) -> list[str]:
+    def _left_behind(self, faults: Faults) -> list[str]:
         deadline = time.monotonic() + 10
         while (faults.everything() or faults.connections()) and time.monotonic() < deadline:
             time.sleep(_TURN_SECONDS)
         left = [f"process {each.pid}" for each in faults.everything()]
         left += [f"connection {number}" for number in range(1, 1 + (faults.connections() or 0))]
         left += [f"segment {name}" for name in list_arenas() if name == self._plan.arena]
-        left += [f"semaphore {name}" for name in sorted(_semaphores() - semaphores)]
+        if self._ground.has_own_memory:
+            left += [f"{path}" for path in sorted(SHARED_MEMORY.iterdir()) if not path.name.startswith(_SERVERS)]
         return left + [f"file {path.name}" for path in sorted((self._state_dir / "locks").iterdir())]
 
     def _end(self, faults: Faults) -> None:
@@ -273,7 +276,3 @@ def _before(stall: Stall, faults: Faults) -> list[str]:
 
 def _postmaster(state_dir: Path) -> int:
     return int((state_dir / "postgresql" / "postmaster.pid").read_text().split()[0])
-
-
-def _semaphores() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.glob("sem.*")}

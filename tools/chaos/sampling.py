@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from statistics import median
@@ -64,7 +65,6 @@ class Samples:
         connections = faults.connections()
         if not memory or connections is None:
             return
-        files = list(SHARED_MEMORY.iterdir())
         figures = {
             "processes": float(len(memory)),
             "MiB of their own, of all processes": sum(memory),
@@ -72,10 +72,15 @@ class Samples:
             "descriptors, of all processes": float(sum(descriptors)),
             "descriptors, of the process with most": float(max(descriptors)),
             "connections": float(connections),
-            "segments": float(len(list_arenas())),
-            "files in /dev/shm": float(len(files)),
-            "MiB in /dev/shm": shutil.disk_usage(SHARED_MEMORY).used / (1 << 20),
+            "segments": float(faults.arena in list_arenas()),
         }
+        if faults.has_own_memory:
+            figures["files in /dev/shm"] = float(len(os.listdir(SHARED_MEMORY)))
+            figures["MiB in /dev/shm"] = shutil.disk_usage(SHARED_MEMORY).used / (1 << 20)
+        self.add(now, figures)
+
+    def add(self, now: float, figures: dict[str, float]) -> None:
+        """Note what was seen at a time (monotonic); the same figures each time."""
         self._samples.append(_Sample(now, figures))
 
     def growth(self) -> list[Growth]:

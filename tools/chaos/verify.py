@@ -37,15 +37,15 @@ class Found(NamedTuple):
     undecided: int
     dead_letters: int
     stall: Stall
+    longest_call_ms: float
     examples: list[str]
 
 
 class Stall(NamedTuple):
-    """The longest that a call of a worker took which outlived it: how long, how much of that there was no core for it
-    to run on, which process, since when (monotonic)."""
+    """The longest that a call of a worker took which outlived it: how long, less the time that it could run and no core
+    was free; which process, since when (monotonic)."""
 
     milliseconds: float
-    without_a_core_ms: int
     pid: int
     began: float
 
@@ -58,7 +58,8 @@ class Journals:
         self.unsure: dict[str, dict[Any, list[Any]]] = {kind: {} for kind in "EIOSCGP"}
         self.acknowledged = 0
         self.undecided = 0
-        self.stall = Stall(0.0, 0, 0, 0.0)
+        self.stall = Stall(0.0, 0, 0.0)
+        self.longest_call_ms = 0.0
         self._windows = windows
         for path in sorted(directory.iterdir()):
             self._read(path)
@@ -93,7 +94,8 @@ class Journals:
                 known[kind].setdefault(identifier, []).append(tuple(rest))
 
     def _note_stall(self, pid: str, began: float, seconds: float, idle_ms: int = 0) -> None:
-        """A call that took long, less the time that its worker was stopped for or the database was away."""
+        """A call that took long, less the time that its worker was stopped for or the database was away, and that it
+        waited for a core."""
         if seconds * 1e3 <= self.stall.milliseconds:
             return
         ended = began + seconds
@@ -106,8 +108,10 @@ class Journals:
         for start, end in meant:
             seconds -= max(0.0, end - max(start, reached))
             reached = max(reached, end)
-        if seconds * 1e3 > self.stall.milliseconds:
-            self.stall = Stall(round(seconds * 1e3, 1), idle_ms, int(pid), began)
+        milliseconds = round(seconds * 1e3, 1)
+        self.longest_call_ms = max(self.longest_call_ms, milliseconds)
+        if milliseconds - idle_ms > self.stall.milliseconds:
+            self.stall = Stall(round(milliseconds - idle_ms, 1), int(pid), began)
 
     def knows(self, kind: str, key: Any) -> bool:
         """Say whether anybody was about to write this."""
@@ -256,5 +260,6 @@ def verify(connection: psycopg.Connection[Any], journals: Journals, arena_differ
     counts = found.counts
     return Found(
         counts["lost"], counts["duplicated"], counts["reordered"], counts["overdrawn"], counts["unbalanced"],
-        counts["not ended"], journals.acknowledged, journals.undecided, letters, journals.stall, found.examples,
+        counts["not ended"], journals.acknowledged, journals.undecided, letters, journals.stall,
+        journals.longest_call_ms, found.examples,
     )  # fmt: skip
