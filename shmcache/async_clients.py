@@ -1,6 +1,6 @@
 """The two asynchronous clients: over the cached client, and over the direct one.
 
-    CachedAsyncClient     1 the call is made on the loop, where it must not wait: a hit, and nearly every write, ends here
+    CachedAsyncClient     1 the call is made on the loop, where it must not wait: hits, and nearly all writes, end here
                           2 if it would have to, nothing has happened: a thread makes it again, from the beginning
                           3 what was to be durable is waited for afterwards, by a task that holds nothing
 
