@@ -75,7 +75,7 @@ def until(there: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Return what a condition is once it is true; errors of the way there count as not yet."""
     deadline = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(httpx.HTTPError, psutil.NoSuchProcess, IndexError):
+        with contextlib.suppress(httpx.HTTPError, psutil.NoSuchProcess, IndexError, json.JSONDecodeError):
             found = there()
             if found:
                 return found
