@@ -29,6 +29,7 @@ _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s|min|h)?\s*")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([KMGT]i?)?B?\s*", re.IGNORECASE)
 _LONGEST_SECONDS = 366 * 86400.0
+_LARGEST_BYTES = 1 << 46
 
 
 def _parse_duration(value: Any) -> Any:
@@ -56,7 +57,7 @@ SecondsOrNever = Annotated[
 ]
 """The same, where 0 means: never."""
 
-Bytes = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0), Kind.BYTES]
+Bytes = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0, le=_LARGEST_BYTES), Kind.BYTES]
 """A size in bytes, also given as text with a unit."""
 
 Secret = Annotated[str, Kind.SECRET]

@@ -176,9 +176,11 @@ class RingConsumer(ABC):
         self._begin()
         begun = self._begin_epoch(should_stop)
         if begun is not None:
+            # step: begun
             with contextlib.suppress(ArenaError):  # no lane is free: nobody sees who leads
                 self._arena.lead(begun.epoch)
             sequence = self._resume(begun)
+            # step: resumed
             while True:
                 stopping = should_stop()
                 sequence = self._drain(sequence, begun.epoch, should_stop)
@@ -209,6 +211,7 @@ class RingConsumer(ABC):
         newest = self._ring.last_sequence
         while not self._abandon() and (sequence < newest or self._ring.is_high) and (entries := self._take(sequence)):
             started = time.monotonic()
+            # step: taken
             try:
                 with tracing.span(f"{self._ring.name} batch", entries=len(entries), epoch=epoch):
                     self._carry(entries, epoch)
@@ -220,7 +223,9 @@ class RingConsumer(ABC):
                 self._succeeded()
                 self._limit.committed(len(entries), time.monotonic() - started)
                 sequence = entries[-1].sequence
+                # step: carried
                 self._ring.advance(sequence)
+                # step: advanced
                 self._measures.batch(entries, time.monotonic() - started)
                 if self.on_batch is not None:
                     self.on_batch()

@@ -91,6 +91,16 @@ class Processes:
         self._came_up: set[str] = set()
         self.restarts: dict[str, int] = {}
 
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Wait for a lock as long as any process does: where nothing would try again after a LockTimeout."""
+        hasty = self._arena.lock_wait_seconds
+        self._arena.lock_wait_seconds = self._lock_wait_seconds
+        try:
+            yield
+        finally:
+            self._arena.lock_wait_seconds = hasty
+
     def start(self, role: Role, *, on_trial: bool = False) -> int:
         """Fork a process for a role; return its pid."""
         sys.stdout.flush()

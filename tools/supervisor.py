@@ -155,7 +155,8 @@ class Supervisor:
             arena.enter("supervisor")
             session.prepare(arena, self.database_url, settings)
             self._start_children(arena, processes, workers)
-            job.submit()
+            with processes.patient():
+                job.submit()
             session.forget()  # its connection must not be open when a worker is forked anew
             session.prepare(arena, self.database_url, settings)
             turns = _Turns(processes, workers, job)
@@ -282,9 +283,12 @@ class Supervisor:
         wanted = [ring.last_sequence for ring in rings]
         if settings.mode == "cached":
             if work_left:
-                terminate_unfinished(arena, self.database_url, settings)
+                with processes.patient():
+                    terminate_unfinished(arena, self.database_url, settings)
             self._drain(arena, turns)
-            if not self._guests and close_all_holds(arena, self.database_url, settings):
+            with processes.patient():
+                closed = not self._guests and close_all_holds(arena, self.database_url, settings)
+            if closed:
                 self._drain(arena, turns)
         self.finished_at = time.monotonic()
         processes.stop(WORKER, "syncer", "charger", "callbacks", "metrics")
