@@ -18,16 +18,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shmcache.arena import Arena as Arena
     from shmcache.arena import SharedMapping as SharedMapping
+    from shmcache.async_execution_data_client import AsyncExecutionDataClient as AsyncExecutionDataClient
     from shmcache.charge_manager import ChargeManager as ChargeManager
     from shmcache.errors import InsufficientBalanceError as InsufficientBalanceError
     from shmcache.errors import ShmcacheError as ShmcacheError
     from shmcache.execution_data_client import ExecutionDataClient as ExecutionDataClient
+    from shmcache.progress import heartbeat as heartbeat
     from shmcache.records import ExecutionStatus as ExecutionStatus
+    from shmcache.session import get_db_async_client as get_db_async_client
     from shmcache.session import get_db_client as get_db_client
     from shmcache.simple_cache import SimpleExecutorCache as SimpleExecutorCache
 
 _HOMES = {
     "Arena": "shmcache.arena",
+    "AsyncExecutionDataClient": "shmcache.async_execution_data_client",
     "ChargeManager": "shmcache.charge_manager",
     "ExecutionDataClient": "shmcache.execution_data_client",
     "ExecutionStatus": "shmcache.records",
@@ -35,7 +39,9 @@ _HOMES = {
     "ShmcacheError": "shmcache.errors",
     "SharedMapping": "shmcache.arena",
     "SimpleExecutorCache": "shmcache.simple_cache",
+    "get_db_async_client": "shmcache.session",
     "get_db_client": "shmcache.session",
+    "heartbeat": "shmcache.progress",
 }
 
 __all__ = list(_HOMES)

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 
+from shmcache.arena.patience import Abandoned, before_waiting, patience
 from shmcache.database.connection import address, connect
 from shmcache.errors import DatabaseUnavailable
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+_TURN_SECONDS = 0.1
 
 
 class BackingStore:
@@ -26,18 +30,23 @@ class BackingStore:
         self._connection: psycopg.Connection[Any] | None = None
         self._owner_pid = 0
         self._turn = threading.Lock()
+        _stores.add(self)
 
     def load(
         self, query: Callable[Concatenate[psycopg.Connection[Any], P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
         """Run one of `shmcache.database.queries`' reads. A connection found dead is replaced once.
 
-        Raises DatabaseUnavailable."""
-        with self._turn:
+        Raises DatabaseUnavailable, and what `before_waiting` raises."""
+        before_waiting()
+        with self._turn if patience.of_this_thread is None else _Turns(self._turn):
             for last_try in (False, True):
                 connection = self._open()
                 try:
                     return query(connection, *arguments, **options)
+                except Abandoned:
+                    self._drop()  # a statement is under way on it
+                    raise
                 except psycopg.OperationalError as error:
                     self._drop()
                     if last_try:
@@ -65,4 +74,27 @@ class BackingStore:
             self._connection = None
 
 
+class _Turns:
+    """A lock, waited for in turns: for who may be called off while it waits."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        while not self._lock.acquire(timeout=_TURN_SECONDS):
+            before_waiting()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 _inherited: list[psycopg.Connection[Any]] = []
+_stores: weakref.WeakSet[BackingStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in _stores:
+        store._turn = threading.Lock()  # another thread of the parent's may have had it
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -268,6 +268,9 @@ class CachedCredits(CachedTransactions):
             self._arena.commit(notice)
         except ShmcacheError as error:
             logger.warning("user %s lacks %d credits, and nobody is told of it: %s", user_id, amount - balance, error)
+        except BaseException:
+            self._told.pop((user_id, graph_id), None)
+            raise
         return InsufficientBalanceError(user_id, balance, amount)
 
     def _was_told(self, user_id: str, graph_id: str | None) -> bool:

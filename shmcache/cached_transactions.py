@@ -119,10 +119,10 @@ class CachedTransactions(ExecutionDataClient):
     def end_work(self, work: Work, graph_exec_id: str) -> None:
         """See ExecutionDataClient."""
         follow = 0 if work.kind is WorkKind.FINISH else WorkKind.FINISH
-        self._arena.count(Counter.NODE_RUNS, work.kind is WorkKind.RUN)
-        self._cache.report_often()
         release = Release(id_bytes(work.id), id_bytes(graph_exec_id), follow)
         self.atomically(lambda: self._records.writing().others.append(release))
+        self._arena.count(Counter.NODE_RUNS, work.kind is WorkKind.RUN)
+        self._cache.report_often()
 
     def flush(self, timeout_seconds: float | None = None) -> None:
         """See ExecutionDataClient."""

@@ -50,9 +50,20 @@ class ArenaMissing(ArenaError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"no arena named {name!r} on this machine: start what makes it, or check the name (SHMCACHE_ARENA)"
+            f"no arena named {name!r} on this machine: start what makes it (shmcache serve, or a supervisor of yours), "
+            "or check the name (SHMCACHE_ARENA)"
         )
         self.name = self.arena = name
+
+
+class ArenaEnded(ArenaError):
+    """The arena that this process has mapped is no more: its supervisor has drained and removed it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the arena was drained and removed while this process was not in it: call get_db_client() again, "
+            "it attaches to the next one"
+        )
 
 
 class ArenaExists(ArenaError):
@@ -169,11 +180,23 @@ class InsufficientBalanceError(ShmcacheError):
         self.amount = amount
 
 
+class TransactionMisused(ShmcacheError):
+    """A coroutine was to run inside a transaction, or what belongs inside of one was used outside."""
+
+
+class ClientClosed(ShmcacheError):
+    """An asynchronous client was closed while something was waited for; what was written stays written."""
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed while this was waited for; what was written before is not lost")
+
+
 class GraphFileError(ShmcacheError):
     """A graph file cannot be run. `place` names where in the file, `problem` what is wrong."""
 
     def __init__(self, path: str, place: str, problem: str) -> None:
-        super().__init__(f"{path}: {place}: {problem}" if place else f"{path}: {problem}")
+        shown = path if path.isprintable() else ascii(path)
+        super().__init__(f"{shown}: {place}: {problem}" if place else f"{shown}: {problem}")
         self.path = path
         self.place = place
         self.problem = problem

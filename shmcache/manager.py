@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from shmcache import tracing
 from shmcache.blocks import get_block
 from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavailable
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.frozen import freeze, thaw
+from shmcache.progress import heartbeat
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -60,11 +62,12 @@ def run_worker(
 
     A node execution whose workers died `max_attempts` times is FAILED."""
     manager = Manager(client, should_stop, max_attempts, durable_ends=durable_ends)
+    do = tracing.of_runs(client, manager.do)
     while not should_stop():
         work = client.take_work(_TAKE_SECONDS)
         if work is not None:
             try:
-                manager.do(work)
+                do(work)
             except Stopped:
                 return
 
@@ -443,4 +446,5 @@ class Manager:
                 if not waited:
                     logger.warning("waiting: %s", error)
                     waited = True
+                heartbeat()
                 threading.Event().wait(_RETRY_SECONDS)

@@ -1,22 +1,24 @@
-"""The command line: `shmcache run`, `supervise`, `inspect`, `config`, `doctor`, `accounts`, `drain`, ..."""
+"""The command line: `shmcache run`, `supervise`, `serve`, `inspect`, `top`, `config`, `doctor`, `accounts`, ..."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from shmcache.errors import SettingsError, ShmcacheError
+from shmcache.errors import ShmcacheError
 from shmcache.setting_texts import without_passwords
 from tools.accounts_commands import accounts
 from tools.command_settings import add_settings_options, command_settings
 from tools.config_command import config
 from tools.doctor_command import doctor
+from tools.monitoring.commands import monitoring
+from tools.serve_command import serve
+from tools.top.command import top
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
@@ -74,6 +76,8 @@ def run(
     """Run graph files to their end; without one, the example that comes with shmcache.
 
     Exit status 0 if every graph completed, 1 if not, 2 if it could not begin."""
+    from setproctitle import setproctitle
+
     from shmcache.graphs import example_path, load_graph_file
     from shmcache.identifiers import id_bytes
     from tools.run import print_summary, run_graphs
@@ -85,6 +89,7 @@ def run(
     if user is not None:
         id_bytes(user)
     graphs = [load_graph_file(path, time_scale=time_scale) for path in files or (example_path(),)]
+    setproctitle("shmcache: supervisor")
     summary, completed = run_graphs(graphs, repeat, user, settings, arena)
     if summary:
         print_summary(summary, as_json)
@@ -117,22 +122,38 @@ class _UntilReturned:
 @cli.command()
 @click.argument("target", metavar="MODULE:CALLABLE")
 @_common
+@click.option("--preload", is_flag=True, help="Import MODULE once, before the workers are forked: less memory, and "
+              "SIGHUP brings no new code.")  # fmt: skip
 def supervise(
-    target: str, workers: int | None, arena: str | None, arena_size: str | None, log_level: str | None
+    target: str, workers: int | None, arena: str | None, arena_size: str | None, log_level: str | None, preload: bool
 ) -> int:
     """Run a function of yours in worker processes over one arena, until all have returned.
 
     It is called without arguments in each worker, and gets its client from shmcache.get_db_client(). A worker that
     dies or raises is started again. SIGTERM raises SystemExit in it (install a handler of your own for another end).
 
-    Exit status 0 if all is in the database, also after SIGTERM or Ctrl-C."""
+    Signals: TERM or INT end in order, again or QUIT at once; HUP replaces the workers one by one, with MODULE imported
+    anew; TTIN adds a worker, TTOU takes one away; USR1 writes the state to standard error.
+
+    Exit status 0 if all is in the database, also after SIGTERM or Ctrl-C; 3 if workers fail as soon as they start."""
+    from setproctitle import setproctitle
+
     from tools.processes import Role
     from tools.supervisor import Supervisor
+    from tools.target import Target
 
     settings = command_settings(workers=workers, arena_size=arena_size, log_level=log_level, arena=arena)
-    function = _callable(target)
-    worker = Role("worker", lambda _should_stop: function(), restart_on_return=False, stop_raises=True)
-    return 0 if Supervisor(settings, settings.arena, worker).run(_UntilReturned()) else 1
+    function = Target(target)
+    if preload:
+        function.load()
+    else:
+        function.try_import()
+    setproctitle(f"shmcache: supervisor ({settings.arena})")
+    worker = Role(
+        "worker", lambda _should_stop: function.call(), restart_on_return=False, stop_raises=True,
+        prepare=None if preload else function.load,
+    )  # fmt: skip
+    return 0 if Supervisor(settings, settings.arena, worker, reloads=True).run(_UntilReturned()) else 1
 
 
 @cli.command()
@@ -159,8 +180,11 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+cli.add_command(monitoring)
+cli.add_command(top)
 cli.add_command(config)
 cli.add_command(doctor)
+cli.add_command(serve)
 
 
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -264,24 +288,11 @@ def _check_choice(ids: tuple[int, ...], all_letters: bool) -> None:
         raise click.UsageError("name dead letters by their ids, or give --all")
 
 
-def _callable(target: str) -> Callable[[], Any]:
-    module_name, _, name = target.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"{target!r} cannot be imported as MODULE:CALLABLE: {error}") from None
-    if not callable(function):
-        raise SettingsError(f"{target!r} is not callable")
-    found: Callable[[], Any] = function
-    return found
-
-
 add_settings_options(cli)
 
 
 def main() -> None:
-    """Run the command line. An error is one line on standard error, and exit status 2."""
+    """Run the command line. An error is one line on standard error, and exit status 2, or the error's own."""
     # numpy's BLAS starts a thread for each core when it is loaded; a process that forks must have none but its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -296,7 +307,7 @@ def main() -> None:
         sys.exit(1)
     except ShmcacheError as error:
         sys.stderr.write(f"shmcache: {without_passwords(' '.join(str(error).split()))}\n")
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_status", 2))
     except Exception as error:
         text = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))
         sys.stderr.write(f"shmcache: unexpected {text} (details in {write_traceback()})\n")

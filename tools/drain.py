@@ -13,9 +13,9 @@ from shmcache.config import Settings
 from shmcache.database.connection import connect
 from shmcache.database.migrate import identity
 from shmcache.errors import ArenaError, ArenaUnusable
-from syncer.election import Candidate, remove_locks
+from syncer.election import Candidate
 from tools.database import database_url
-from tools.leftovers import drain, living, unsynced
+from tools.leftovers import drain, living, remove, unsynced
 from tools.signals import SignalQueue
 
 
@@ -72,17 +72,14 @@ def _drain(arena: Arena, url: str, settings: Settings, signals: SignalQueue, as_
         "drained": _committed(arena) - first,
         "dead_letters": arena.counter_totals()["dead_letters"] - before[Counter.DEAD_LETTERS.name.lower()],
         "left": unsynced(arena),
-        "removed": drained,
+        "removed": drained and remove(arena, settings),
     }
-    if drained:
-        arena.unlink()
-        remove_locks(settings.state_dir, arena.name)
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
         sys.stdout.write(
             f"arena {arena.name}: {result['drained']:,} entries drained, {result['dead_letters']:,} of them dead"
-            f" letters, {result['left']:,} left; the arena is {'removed' if drained else 'kept'}\n"
+            f" letters, {result['left']:,} left; the arena is {'removed' if result['removed'] else 'kept'}\n"
         )
     return drained
 

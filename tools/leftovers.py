@@ -6,6 +6,7 @@ the same, and none removes an arena that another has just made anew under the sa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -17,6 +18,7 @@ from shmcache.arena.mapping import is_mapping
 from shmcache.config import Settings
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
 from shmcache.recovery import terminate_unfinished
+from shmcache.session import remove_address
 from syncer.charge_pool import ChargePool
 from syncer.consumer import RingConsumer
 from syncer.election import Candidate, remove_locks
@@ -34,6 +36,14 @@ def claim(name: str, settings: Settings) -> Candidate:
     if not lock.try_now():
         raise ArenaExists(name)
     return lock
+
+
+def refuse_unusable(name: str) -> None:
+    """Raise ArenaUnusable if an arena of this name is there and cannot be used.
+
+    Asked before anything is changed, the tables above all: another version may have to drain it first."""
+    with contextlib.suppress(ArenaMissing):
+        Arena.attach(name).close()
 
 
 def drain_leftovers(
@@ -64,8 +74,9 @@ def open_arena(
 ) -> Arena:
     """Make an arena, or attach to the one of this name that a dead supervisor left: its work goes on.
 
-    Call with its lock held. Processes of the dead supervisor are waited for, they are about to leave. Raises
-    ArenaExists where one stays, ArenaUnusable where the arena belongs to another database."""
+    Call with its lock held. Processes of the dead supervisor are waited for, they are about to leave; those that were
+    never its own (a web server's) go on. Raises ArenaExists where one stays, ArenaUnusable where the arena belongs to
+    another database."""
     lock_wait, ring_wait = settings.lock_wait, settings.ring_wait
     if name not in list_arenas():
         return Arena.create(name, size_bytes, identity, lock_wait=lock_wait, ring_wait=ring_wait)
@@ -73,8 +84,9 @@ def open_arena(
     if arena.identity != identity:
         raise ArenaUnusable(name, "it belongs to another database: start a supervisor there, or choose another name")
     _await_orphans(arena, should_stop)
-    if living(arena):
+    if _orphans(arena):
         raise ArenaExists(name)
+    arena.reopen()
     returned = arena.release_dead()
     arena.sweep()
     logger.warning("arena %s was left over: attached to it, %d work entries go back to the queue", name, returned)
@@ -109,9 +121,7 @@ def _drain_leftover(
     try:
         if arena.identity != identity or living(arena) or not drain(arena, database_url, settings, should_stop):
             return False
-        arena.unlink()
-        remove_locks(settings.state_dir, name)
-        return True
+        return remove(arena, settings)
     finally:
         arena.close()
 
@@ -127,6 +137,7 @@ def drain(
 
     `on_batch` is called after each batch that did; `should_stop` ends it before the next one."""
     logger.info("draining arena %s, which was left over", arena.name)
+    arena.reopen()
     arena.enter("supervisor")
     ended = terminate_unfinished(arena, database_url, settings)
     if ended:
@@ -146,6 +157,21 @@ def drain(
     return not left
 
 
+def remove(arena: Arena, settings: Settings, work_ended: int | None = None) -> bool:
+    """Remove an arena that is drained; return False if somebody uses it, or has left something in it meanwhile.
+
+    `work_ended`: as many entries of its work queue as nobody needs any more; None: all."""
+    if not arena.end():
+        return False
+    if unsynced(arena) or (work_ended is not None and arena.outstanding() > work_ended):
+        arena.reopen()
+        return False
+    arena.unlink()
+    remove_locks(settings.state_dir, arena.name)
+    remove_address(settings.state_dir, arena.name)
+    return True
+
+
 def unsynced(arena: Arena) -> int:
     """Return how many entries of both rings are not in the database yet."""
     return sum(ring.last_sequence - ring.committed_sequence for ring in (arena.write_ring, arena.charge_ring))
@@ -156,10 +182,15 @@ def living(arena: Arena) -> list[int]:
     return [process.pid for process in arena.processes() if process.alive]
 
 
+def _orphans(arena: Arena) -> list[int]:
+    """Return the pids of the processes that a supervisor of the arena has left behind."""
+    return [process.pid for process in arena.processes() if process.alive and process.role != "other"]
+
+
 def _await_orphans(arena: Arena, should_stop: Callable[[], bool]) -> None:
     """Wait for the processes whose supervisor died: they drain what they can, and leave."""
     deadline = time.monotonic() + _ORPHANS_SECONDS
-    while (pids := living(arena)) and time.monotonic() < deadline and not should_stop():
+    while (pids := _orphans(arena)) and time.monotonic() < deadline and not should_stop():
         logger.info("arena %s: waiting for %d processes of its last supervisor to leave", arena.name, len(pids))
         try:
             descriptor = os.pidfd_open(pids[0])

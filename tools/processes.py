@@ -1,11 +1,11 @@
 """Forked processes, kept alive: started by role, reaped, started again when they die.
 
-Children are forked while this process has no threads and no open connection. They end with os._exit, so that nothing
-of the parent's is torn down in them, and get SIGTERM from the kernel when the parent dies. Signals are blocked around
-the fork: none reaches a child before its own handlers are there.
+Children are forked while this process has no threads and no open connection. Signals are blocked around the fork: none
+reaches a child before its own handlers are there.
 
-One that dies within a second is started again after a wait that doubles, up to a second; and if it *fails* so (its body
-raises) again and again, while none of its role has lived for a second, all is given up: CannotStart.
+One that dies within a second is started again after a wait that doubles, up to some seconds, less what chance takes off
+(those of many supervisors that fail together do not come back together); and if it *fails* so (its body raises), or
+before it was up, again and again, while none of its role has lived for a second, all is given up: CannotStart.
 
 A child that is stopped (SIGSTOP) leads on, and nothing of its kind goes on without it; or it holds a lock, and nobody
 at all goes on. The kernel tells its parent; after a while it is killed, and then another one is started like after any
@@ -14,58 +14,51 @@ death. With a lock that is after an instant: its work is done again by another, 
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
-import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from setproctitle import setproctitle
-
-from shmcache.arena import Arena
+from shmcache.arena import Arena, Counter
 from shmcache.errors import ShmcacheError
-from tools.logs import end_logging
-from tools.signals import QUEUED
-from tools.trace_file import write_traceback
+from tools.child import DONE_ENOUGH, FAILED, Role, ShouldStop, live
+from tools.signals import OPERATING, QUEUED
+
+__all__ = ["CannotStart", "Child", "Processes", "Role", "ShouldStop"]
 
 logger = logging.getLogger(__name__)
 
-ShouldStop = Callable[[], bool]
-
-_PR_SET_PDEATHSIG = 1
 _QUICK_SECONDS = 1.0
 _FIRST_WAIT_SECONDS = 0.05
-_MOST_WAIT_SECONDS = 1.0
+_MOST_WAIT_SECONDS = 5.0
 _MOST_QUICK_FAILURES = 5
 _REMIND_SECONDS = 1.0
 _MOST_STOPPED_WITH_LOCK_SECONDS = 0.3
-_FAILED = 70  # sysexits.h: EX_SOFTWARE; here: the body raised, said why, and its process left
+_LOOK_SECONDS = 1.0
 
 
 class CannotStart(ShmcacheError):
     """Processes of a role fail again and again as soon as they are started."""
 
-
-class Role(NamedTuple):
-    """What a process is: its name, what it runs, and whether it is started again when it returns by itself.
-
-    `stop_raises`: SIGTERM raises SystemExit in the body, for one that does not ask `should_stop`.
-    `leads`: others wait for what it does; one that is stopped is in their way."""
-
-    name: str
-    body: Callable[[ShouldStop], None]
-    restart_on_return: bool = True
-    stop_raises: bool = False
-    leads: bool = False
+    exit_status = 3
+    """What the command line ends with, so that who started it need not try again (gunicorn: the same)."""
 
 
-class _Child(NamedTuple):
+class Child(NamedTuple):
+    """A process of a role. Times are monotonic; `up_pipe` tells when it is up, and is closed from then on.
+
+    `on_trial`: it is not started again if it ends before it was up."""
+
     role: Role
     started: float
+    up_pipe: int
+    on_trial: bool = False
+    up: float | None = None
     asked_to_stop: float | None = None
     stopped: float | None = None
 
@@ -89,7 +82,8 @@ class Processes:
             self._stopped_with_lock_seconds = min(stopped_seconds, _MOST_STOPPED_WITH_LOCK_SECONDS)
             arena.lock_wait_seconds = min(arena.lock_wait_seconds, self._stopped_with_lock_seconds)
         self._dead_hold = False
-        self._children: dict[int, _Child] = {}
+        self._looked_at = 0.0
+        self._children: dict[int, Child] = {}
         self._delayed: list[_Delayed] = []
         self._stopping: set[str] = set()
         self._quick_deaths: dict[str, int] = {}
@@ -97,18 +91,30 @@ class Processes:
         self._came_up: set[str] = set()
         self.restarts: dict[str, int] = {}
 
-    def start(self, role: Role) -> int:
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Wait for a lock as long as any process does: where nothing would try again after a LockTimeout."""
+        hasty = self._arena.lock_wait_seconds
+        self._arena.lock_wait_seconds = self._lock_wait_seconds
+        try:
+            yield
+        finally:
+            self._arena.lock_wait_seconds = hasty
+
+    def start(self, role: Role, *, on_trial: bool = False) -> int:
         """Fork a process for a role; return its pid."""
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, QUEUED)
+        reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, QUEUED | OPERATING)
         pid = os.fork()
         if not pid:
             self._arena.lock_wait_seconds = self._lock_wait_seconds
-            _live(role, self._arena, parent)
+            live(role, self._arena, parent, writes)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._children[pid] = _Child(role, time.monotonic())
+        os.close(writes)
+        self._children[pid] = Child(role, time.monotonic(), reads, on_trial)
         return pid
 
     def count(self, role_name: str | None = None) -> int:
@@ -116,15 +122,35 @@ class Processes:
         roles = [child.role for child in self._children.values()] + [each.role for each in self._delayed]
         return sum(role_name in (None, role.name) for role in roles)
 
+    def children(self, role_name: str | None = None) -> Iterator[tuple[int, Child]]:
+        """Return the processes that there are, of one role or all, oldest first."""
+        return iter([(pid, each) for pid, each in self._children.items() if role_name in (None, each.role.name)])
+
+    def child(self, pid: int) -> Child | None:
+        """Return a child, None if it has ended and was reaped."""
+        return self._children.get(pid)
+
+    def drop_delayed(self, role_name: str) -> bool:
+        """Start one process less of a role, of those that wait to be started again; return whether one did."""
+        for each in self._delayed:
+            if each.role.name == role_name:
+                self._delayed.remove(each)
+                return True
+        return False
+
     def stop(self, *role_names: str) -> None:
         """Ask the processes of some roles to end; they are not started again."""
         self._stopping.update(role_names)
         self._delayed = [each for each in self._delayed if each.role.name not in self._stopping]
-        for pid, child in list(self._children.items()):
+        for pid, child in self.children():
             if child.role.name in role_names:
                 self._ask_to_stop(pid, child)
 
-    def _ask_to_stop(self, pid: int, child: _Child) -> None:
+    def retire(self, pid: int) -> None:
+        """Ask one process to end; it is not started again."""
+        self._ask_to_stop(pid, self._children[pid])
+
+    def _ask_to_stop(self, pid: int, child: Child) -> None:
         self._children[pid] = child._replace(asked_to_stop=time.monotonic())
         os.kill(pid, signal.SIGTERM)
 
@@ -133,8 +159,13 @@ class Processes:
 
         Raises LockTimeout where a process holds the commit lock for long: call it again."""
         now = time.monotonic()
-        self._came_up.update(child.role.name for child in self._children.values() if now - child.started > 1)
+        self._came_up.update(
+            child.role.name
+            for child in self._children.values()
+            if child.up is not None and now - child.up > _QUICK_SECONDS
+        )
         for pid in list(self._children):
+            self._see_if_up(pid)
             ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             child = self._children[pid]
             if not ended:
@@ -145,10 +176,15 @@ class Processes:
             elif os.WIFCONTINUED(status):
                 self._children[pid] = child._replace(stopped=None)
             else:
-                del self._children[pid]
+                self._see_if_up(pid)
+                child = self._forget(pid)
                 self._dead_hold = True
                 self._follow(pid, child, os.waitstatus_to_exitcode(status), now)
-        if self._dead_hold:
+        if os.getpid() == 1:
+            self._reap_strangers()
+        # Processes that are not ours may be attached as well; nobody tells us when they die.
+        if self._dead_hold or now >= self._looked_at + _LOOK_SECONDS:
+            self._looked_at = now
             self._arena.release_dead()
             self._dead_hold = False
         for each in [each for each in self._delayed if each.due <= now]:
@@ -160,19 +196,44 @@ class Processes:
         self._delayed.clear()
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
-        for pid in self._children:
+        for pid in list(self._children):
             os.waitpid(pid, 0)
-        self._children.clear()
+            self._forget(pid)
         self._arena.release_dead()
 
-    def _remind(self, pid: int, child: _Child, now: float) -> None:
+    def _see_if_up(self, pid: int) -> None:
+        child = self._children[pid]
+        if child.up is None:
+            with contextlib.suppress(BlockingIOError):
+                if os.read(child.up_pipe, 1):
+                    os.close(child.up_pipe)
+                    self._children[pid] = child._replace(up=time.monotonic())
+
+    def _forget(self, pid: int) -> Child:
+        child = self._children.pop(pid)
+        if child.up is None:
+            os.close(child.up_pipe)
+        return child
+
+    def _reap_strangers(self) -> None:
+        """Reap the orphans that a container's first process inherits."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in self._children:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+    def _remind(self, pid: int, child: Child, now: float) -> None:
         """Ask a body once more that asks nobody.
 
         A signal that comes just before a system call waits for that call's end; another one ends the call."""
         if child.role.stop_raises and child.asked_to_stop is not None and now - child.asked_to_stop > _REMIND_SECONDS:
             self._ask_to_stop(pid, child)
 
-    def _end_if_stopped(self, pid: int, child: _Child, now: float) -> None:
+    def _end_if_stopped(self, pid: int, child: Child, now: float) -> None:
         """Kill a child that has been stopped for too long and is in the way of others."""
         if child.stopped is None or self._stopped_seconds is None:
             return
@@ -187,57 +248,38 @@ class Processes:
         os.kill(pid, signal.SIGKILL)
         self._children[pid] = child._replace(stopped=None)
 
-    def _follow(self, pid: int, child: _Child, code: int, now: float) -> None:
+    def _follow(self, pid: int, child: Child, code: int, now: float) -> None:
         """Decide what comes after a child that ended with `code` (negative: of that signal)."""
         name = child.role.name
-        if name in self._stopping or (code == 0 and not child.role.restart_on_return):
+        if (
+            name in self._stopping
+            or child.asked_to_stop is not None
+            or (code == 0 and not child.role.restart_on_return)
+        ):
             return
-        quick = now - child.started < _QUICK_SECONDS
+        if child.on_trial and child.up is None:
+            return
+        if code == DONE_ENOUGH:
+            logger.info("%s %d has done enough node executions: starting another", name, pid)
+            self._delayed.append(_Delayed(child.role, now))
+            return
+        quick = child.up is None or now - child.up < _QUICK_SECONDS
         self._quick_deaths[name] = self._quick_deaths.get(name, 0) + 1 if quick else 0
-        self._quick_failures[name] = self._quick_failures.get(name, 0) + 1 if quick and code == _FAILED else 0
+        self._quick_failures[name] = self._quick_failures.get(name, 0) + 1 if quick and code == FAILED else 0
         if self._quick_failures[name] >= _MOST_QUICK_FAILURES and name not in self._came_up:
             raise CannotStart(f"a {name} fails as soon as it is started, {_MOST_QUICK_FAILURES} times now: see the log")
-        wait = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(self._quick_deaths[name], 20)) if quick else 0.0
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         logger.warning(
             "%s %d %s: starting another", name, pid, ended, extra={"dead_role": name, "dead_pid": pid, "status": code}
         )
         self.restarts[name] = self.restarts.get(name, 0) + 1
-        self._delayed.append(_Delayed(child.role, now + wait))
+        self._arena.count(Counter.RESTARTS)
+        self._delayed.append(_Delayed(child.role, now + _wait_seconds(self._quick_deaths[name])))
 
 
-def _live(role: Role, arena: Arena, parent: int) -> NoReturn:
-    """Be a child: never returns."""
-    status = _FAILED
-    stop = False
-
-    def ask_to_stop(number: int, _frame: object) -> None:
-        nonlocal stop
-        if role.stop_raises and not stop:
-            stop = True
-            sys.exit(128 + number)
-        stop = True
-
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, ask_to_stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        multiprocessing.current_process().name = role.name  # for the log
-        setproctitle(f"shmcache: {role.name} ({arena.name})")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, QUEUED)
-        arena.enter(role.name)
-        role.body(lambda: stop or os.getppid() != parent)
-        status = 0
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else _FAILED
-    except ShmcacheError as error:
-        logger.error("%s", error)
-    except BaseException as error:
-        logger.error("%s failed: %s: %s (details in %s)", role.name, type(error).__name__, error, write_traceback())
-    finally:
-        end_logging()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+def _wait_seconds(quick_deaths: int) -> float:
+    """Return how long to wait before another is started, after so many that died at once: half of it is by chance."""
+    if not quick_deaths:
+        return 0.0
+    longest: float = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(quick_deaths, 20))
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret

@@ -15,21 +15,28 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""Ask a process to end."""
+OPERATING = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU, signal.SIGQUIT})
+"""What an operator asks of a supervisor, beside SIGTERM and SIGINT."""
 QUEUED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
 
 class SignalQueue:
-    """SIGTERM, SIGINT and SIGCHLD of this process, from `__enter__` to `__exit__`; main thread only."""
+    """SIGTERM, SIGINT, SIGCHLD and those in `also`, of this process, from `__enter__` to `__exit__`.
 
-    def __init__(self) -> None:
-        self._asked_to_end: deque[signal.Signals] = deque()
+    Main thread only."""
+
+    def __init__(self, also: frozenset[signal.Signals] = frozenset()) -> None:
+        self._numbers = QUEUED | also
+        self._requests: deque[signal.Signals] = deque()
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup_before = -1
 
     def __enter__(self) -> Self:
         self._reads, self._writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._note) for number in QUEUED}
+        self._before = {number: signal.signal(number, self._note) for number in self._numbers}
         return self
 
     def __exit__(
@@ -44,12 +51,12 @@ class SignalQueue:
     @property
     def is_empty(self) -> bool:
         """Whether nobody has asked this process to end since the last `requests`."""
-        return not self._asked_to_end
+        return ENDING.isdisjoint(self._requests)
 
     def requests(self) -> Iterator[signal.Signals]:
-        """Take the SIGTERMs and SIGINTs from the queue, oldest first."""
-        while self._asked_to_end:
-            yield self._asked_to_end.popleft()
+        """Take the signals but SIGCHLD from the queue, oldest first."""
+        while self._requests:
+            yield self._requests.popleft()
 
     def wait(self, timeout_seconds: float) -> None:
         """Wait for any of the signals, or the timeout."""
@@ -59,4 +66,4 @@ class SignalQueue:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:
-            self._asked_to_end.append(signal.Signals(number))
+            self._requests.append(signal.Signals(number))

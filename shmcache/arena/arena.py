@@ -9,12 +9,13 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from shmcache.arena import check, layout, segment, survey, work
 from shmcache.arena.committing import Changeable
 from shmcache.arena.counters import Counter, Process
+from shmcache.arena.histograms import Histogram
 from shmcache.arena.layout import (
     COMMIT_SEQUENCE,
     IDLE_SIGNAL,
@@ -27,6 +28,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.load_locks import LoadLocks
 from shmcache.arena.memory import Memory
+from shmcache.arena.view import View
 
 _IDENTITY_BYTES = 16
 _LOW_HALF = (1 << 64) - 1
@@ -57,6 +59,8 @@ class Arena(Changeable):
         super().__init__(mapped, lock_wait, ring_wait)
         self.name = name
         self.loads = LoadLocks(mapped)
+        self.before_work: Callable[[], None] | None = None
+        """Called by this process each time it looks for work, when it has none; may raise."""
         words = mapped.words
         self.identity = words[layout.IDENTITY_WORD].to_bytes(8, "little") + words[layout.IDENTITY_WORD + 1].to_bytes(
             8, "little"
@@ -129,6 +133,12 @@ class Arena(Changeable):
         Raises ArenaMissing, ArenaUnusable."""
         return cls(name, Memory(*segment.attach_segment(name), name), **waits)
 
+    def as_view(self) -> View:
+        """Make this process, a forked child without a lane, one that can only look; return what it looks through.
+
+        The arena's other methods may not be called any more. Raises ArenaError."""
+        return View.inherited(self.name, self._memory)
+
     def close(self) -> None:
         """Give back this process's claims and its lane, and unmap the segment."""
         if self.own_lane.lane and not self.own_lane.leave():
@@ -163,6 +173,10 @@ class Arena(Changeable):
         """Claim the oldest entry of the work queue, waiting for one; None after the timeout."""
         words = self._words
         deadline = time.monotonic() + timeout_seconds
+        if self.before_work is not None:
+            self.before_work()
+        self.own_lane.join()
+        self.own_lane.beat()
         while True:
             if words[QUEUE_HEAD]:
                 with self._critical:
@@ -176,6 +190,34 @@ class Arena(Changeable):
                         return claim
             if not self._critical.wait(QUEUE_SIGNAL, QUEUE_WAITERS, lambda: bool(words[QUEUE_HEAD]), deadline):
                 return None
+
+    def has_work(self) -> bool:
+        """Say whether something is on the work queue that nobody has claimed. Takes no lock."""
+        return bool(self._words[QUEUE_HEAD])
+
+    def work_signal(self) -> int:
+        """Return the number that changes whenever something is put on the work queue."""
+        signal: int = self._words[QUEUE_SIGNAL]
+        return signal
+
+    def wait_for_signal(self, seen: int, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
+        """Wait until `work_signal` is another than it was, at most so long, or until `give_up()` after a `nudge`.
+
+        Claims nothing."""
+        words = self._words
+        deadline = time.monotonic() + timeout_seconds
+        self._critical.wait(QUEUE_SIGNAL, QUEUE_WAITERS, lambda: words[QUEUE_SIGNAL] != seen or give_up(), deadline)
+
+    def nudge(self) -> None:
+        """Have everybody who waits for work look again."""
+        with self._critical:
+            self._words[QUEUE_SIGNAL] += 1
+        self._critical.wake(QUEUE_SIGNAL)
+
+    def wait_for_lock(self) -> None:
+        """Return when the commit lock could be had. Raises LockTimeout."""
+        with self._critical:
+            pass
 
     def release_dead(self) -> int:
         """Put the claims of dead processes back on the queue and free their lanes; return how many claims."""
@@ -209,6 +251,10 @@ class Arena(Changeable):
         Raises ArenaError where all lanes are taken by processes that live."""
         self.own_lane.enter(role)
 
+    def join(self) -> None:
+        """Take a lane for this process if it has none. Raises ArenaError as `enter`, ArenaEnded."""
+        self.own_lane.join()
+
     def processes(self) -> list[Process]:
         """Return the processes that are attached, and the dead whose lanes were not given back yet."""
         return self._lanes.processes()
@@ -226,9 +272,40 @@ class Arena(Changeable):
         """Return the processes that hold one of the arena's locks at this instant. Takes none."""
         return {holder.pid for holder in survey.holders(self._memory) if holder.pid and not holder.died}
 
+    def end(self) -> bool:
+        """Let no other process in any more, so that the segment can be removed; return False if one that lives is in.
+
+        A process that has it mapped and is not in gets ArenaEnded from its next write."""
+        return self.own_lane.end_arena()
+
+    def reopen(self) -> None:
+        """Undo an `end` whose process died before it removed the segment. For the one that holds the supervisor's
+        lock."""
+        self.own_lane.reopen_arena()
+
+    def beat(self) -> None:
+        """Show that this process goes on, where it neither writes nor looks for work."""
+        self.own_lane.beat()
+
+    def beats(self) -> dict[int, tuple[int, int]]:
+        """Return, by the pids of the attached processes, what changes as long as they go on."""
+        return self._lanes.beats()
+
+    def counted(self, counter: Counter) -> int:
+        """Return what this process has counted."""
+        return self.own_lane.counted(counter)
+
     def count(self, counter: Counter, amount: int = 1) -> None:
         """Add to one of this process's counters. Raises ArenaError as `enter`."""
         self.own_lane.count(counter, amount)
+
+    def observe(self, histogram: Histogram, value: float, times: int = 1) -> None:
+        """Note a value in one of this process's histograms, `times` times. Raises ArenaError as `enter`."""
+        self.own_lane.observe(histogram, value, times)
+
+    def lead(self, epoch: int) -> None:
+        """Say in which epoch this process leads its ring, where all can see it; 0 for not at all."""
+        self.own_lane.lead(epoch)
 
     def counter_totals(self) -> dict[str, int]:
         """Return the sums of all counters over all processes, by lower-case name."""

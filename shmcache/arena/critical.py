@@ -34,6 +34,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
+from shmcache.arena.patience import before_waiting, to_the_end
 from shmcache.errors import ArenaDamaged, ArenaError, ShmcacheError, TransactionTooLarge
 
 _COUNT = INTENT_OFFSET // WORD
@@ -50,6 +51,10 @@ def _writer(count: int) -> Callable[..., None]:
     return writer
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Critical:
     """The critical section over a memory, as a context manager; one for each Arena object."""
 
@@ -63,6 +68,7 @@ class Critical:
         "_words",
         "lock_wait_seconds",
         "mutex",
+        "on_wait",
     )
 
     def __init__(self, mapped: Memory, lock_wait_seconds: float) -> None:
@@ -75,6 +81,8 @@ class Critical:
         self._try = self.mutex.quick_acquire
         self._release = self.mutex.quick_release
         self._holder: FrameType | None = None
+        self.on_wait: Callable[[], None] = _do_nothing
+        """Called in each turn of waiting, once a second at least."""
 
     def __enter__(self) -> None:
         try:
@@ -174,12 +182,15 @@ class Critical:
     def wait(self, signal: int, waiters: int, there: Callable[[], bool], deadline: float) -> bool:
         """Sleep on a signal word until `there()` holds or the deadline (monotonic) has come; return whether it holds.
 
-        Outside of the section. Who changes the signal does so inside, and wakes if it sees a waiter there."""
+        Outside of the section. Who changes the signal does so inside, and wakes if it sees a waiter there. Raises what
+        `before_waiting` raises."""
         words = self._words
         while not there():
+            self.on_wait()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
+            before_waiting()
             with self:
                 seen = words[signal]
                 if there():
@@ -188,7 +199,7 @@ class Critical:
             try:
                 futex.wait(self._memory.address + signal * WORD, seen, min(left, _LONGEST_TURN_SECONDS))
             finally:
-                with self:
+                with to_the_end(), self:
                     words[waiters] = max(words[waiters] - 1, 0)
         return True
 

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from types import CodeType, FrameType
 
+from shmcache.arena.patience import before_waiting
 from shmcache.errors import ArenaError, LockTimeout
 
 SIZE = 64
@@ -105,13 +106,15 @@ class RobustMutex:
     def acquire(self, timeout_seconds: float) -> int:
         """Take the lock; return 0, or EOWNERDEAD or EDEADLK, upon which the caller repairs and calls `inherit`.
 
-        Signal handlers run between turns of a second. Raises LockTimeout after `timeout_seconds`."""
+        Signal handlers run between turns of a second. Raises LockTimeout after `timeout_seconds`, and what
+        `before_waiting` raises."""
         for _ in _SPINS:
             answer = self.quick_acquire(self.argument)
             if answer != errno.EBUSY:
                 return answer
         deadline = time.monotonic() + timeout_seconds
         while True:
+            before_waiting()
             turn = min(deadline, time.monotonic() + _TURN_SECONDS)
             limit = _Timespec(int(turn), int((turn % 1) * 1e9))
             result: int = _clocklock(self.argument, _CLOCK_MONOTONIC, ctypes.byref(limit))

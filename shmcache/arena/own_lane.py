@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from shmcache.arena import work
 from shmcache.arena.counters import Counter, Lanes
 from shmcache.arena.critical import Critical
-from shmcache.arena.layout import FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
+from shmcache.arena.histograms import Histogram
+from shmcache.arena.layout import ENDED, FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
+from shmcache.arena.patience import WouldWait
 from shmcache.arena.table import Table
-from shmcache.errors import ArenaError
+from shmcache.errors import ArenaEnded, ArenaError, LockTimeout
 
 _NONE = 1 << 63
 _STEP = 1 << 12
@@ -38,6 +42,7 @@ class OwnLane:
         self._table = table
         self._lanes = lanes
         self._role = "other"
+        critical.on_wait = self.beat
         self.forked()
 
     def forked(self) -> None:
@@ -48,7 +53,7 @@ class OwnLane:
         self._seen = self._words[FORGET]
 
     def enter(self, role: str) -> None:
-        """Take a lane, or rename it. Raises ArenaError where all lanes are taken by processes that live."""
+        """Take a lane, or rename it. Raises ArenaError where all lanes are taken by processes that live, ArenaEnded."""
         self._role = role
         with self._critical:
             if self.lane:
@@ -56,26 +61,53 @@ class OwnLane:
             else:
                 self.now()
 
-    def count(self, counter: Counter, amount: int) -> None:
-        """Add to one of this process's counters. Raises ArenaError as `enter`."""
+    def join(self) -> None:
+        """Take a lane if this process has none, under the role that it, or who forked it, had last."""
         if not self.lane:
             self.enter(self._role)
+
+    def count(self, counter: Counter, amount: int) -> None:
+        """Add to one of this process's counters. Raises ArenaError as `enter`."""
+        self.join()
         self._lanes.count(self.lane, counter, amount)
+
+    def observe(self, histogram: Histogram, value: float, times: int) -> None:
+        """Note a value in one of this process's histograms. Raises ArenaError as `enter`."""
+        self.join()
+        self._lanes.observe(self.lane, histogram, value, times)
+
+    def lead(self, epoch: int) -> None:
+        """Say in which epoch this process leads, 0 for not at all. Raises ArenaError as `enter`."""
+        if epoch:
+            self.join()
+        if self.lane:
+            self._lanes.set_epoch(self.lane, epoch)
+
+    def counted(self, counter: Counter) -> int:
+        """Return what this process has counted."""
+        return self._lanes.counted(self.lane, counter) if self.lane else 0
+
+    def beat(self) -> None:
+        """Note that this process goes on; nothing happens where it has no lane."""
+        if self.lane:
+            self._lanes.beat(self.lane)
 
     def may_keep(self, entry: int, version: int) -> bool:
         """Say whether a record that was just read may be kept decoded, proved current by its entry's VERSION.
 
         A slab of entries that holds records again may hold any number where that word was. So it is not given back
-        while a process that lives has said that it may have decoded entries of it."""
+        while a process that lives has said that it may have decoded entries of it. (Who does not get the lock keeps
+        nothing: it may have written what is to be kept, and must not seem to have failed.)"""
         if entry >= self.lowest:
             return True
-        with self._critical:  # as the giving back is
+        with contextlib.suppress(WouldWait, LockTimeout), self._critical:  # as the giving back is
             if not self.or_none() or not self._table.is_entry(entry):
                 return False
             self.lowest = max(entry - _STEP, 1)
             self._lanes.set_lowest(self.lane, self.lowest)
             current: bool = self._words[entry + VERSION] == version
             return current
+        return False
 
     def must_forget(self) -> bool:
         """Say whether what this process has decoded is in the way of others: forget it all, then call `forgotten`."""
@@ -92,8 +124,10 @@ class OwnLane:
     def now(self) -> int:
         """Return the lane; take one if there is none, from the dead if need be. Inside the section.
 
-        Raises ArenaError."""
+        Raises ArenaError; ArenaEnded where the segment is being removed, since nobody would read what is written."""
         if not self.lane:
+            if self._words[ENDED] == 1:
+                raise ArenaEnded
             try:
                 self.lane = self._lanes.enter(self._role)
             except ArenaError:
@@ -105,11 +139,28 @@ class OwnLane:
         return self.lane
 
     def or_none(self) -> int:
-        """Return the lane, or where all are taken lane 0, which may be counted on inside the section."""
+        """Return the lane, or where all are taken lane 0, which may be counted on inside the section.
+
+        Raises ArenaEnded."""
         try:
             return self.now()
+        except ArenaEnded:
+            raise
         except ArenaError:
             return 0
+
+    def end_arena(self) -> bool:
+        """Let no other process in any more, unless one that lives is there; return whether none is."""
+        with self._critical:
+            alone = not any(each.alive and each.lane != self.lane for each in self._lanes.processes())
+            if alone:
+                self._words[ENDED] = 1
+            return alone
+
+    def reopen_arena(self) -> None:
+        """Let processes in again: who was about to remove the segment died before it did."""
+        with self._critical:
+            self._words[ENDED] = 0
 
     def leave(self) -> bool:
         """Give claims and lane back; return False if the life lock is another thread's, which has to end first."""

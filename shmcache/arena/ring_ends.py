@@ -102,6 +102,19 @@ class Ring:
         deadline = time.monotonic() + (_NEVER_SECONDS if timeout_seconds is None else timeout_seconds)
         return self._wait_for_head(lambda: words[committed] >= sequence, deadline)
 
+    def wait_for_advance(self, after: int, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
+        """Wait until more than `after` is durable, at most so long, or until `give_up()` after a `nudge`."""
+        committed = self._region.state + layout.COMMITTED
+        words = self._words
+        self._wait_for_head(lambda: words[committed] != after or give_up(), time.monotonic() + timeout_seconds)
+
+    def nudge(self) -> None:
+        """Have everybody who waits for the ring to advance look again."""
+        signal = self._region.state + layout.ROOM_SIGNAL
+        with self._critical:
+            self._words[signal] += 1
+        self._critical.wake(signal)
+
     def wait_for_room(self, head: int, deadline: float) -> bool:
         """For producers: ask for a drain and wait until the head is no longer at `head`; return whether it is not."""
         words = self._words

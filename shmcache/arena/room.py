@@ -45,6 +45,7 @@ from shmcache.arena.layout import (
 from shmcache.arena.memory import Memory
 from shmcache.arena.moving import KEEPING_FLAGS, Mover
 from shmcache.arena.mutex import RobustMutex, is_on_stack
+from shmcache.arena.patience import before_waiting
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.slab import RESERVED_SLABS, SLOT_BYTES, NoRoom
 from shmcache.arena.stripes import Stripes
@@ -87,6 +88,7 @@ class Room:
         """Free slabs or entries, or wait for the syncer if nothing can be freed before that. Raises ArenaFull.
 
         Returns only if it, or somebody else meanwhile, gained something: who tries again and again comes to an end."""
+        before_waiting()  # it may take milliseconds
         if self._alone(lambda: self._gain(lacking)):
             return
         ring = self._ring

@@ -20,6 +20,16 @@ point's name is the block's id) or the program called `register(Shout)`; or by i
 
 from shmcache.blocks.block import Block, Cost, Inputs, Outputs
 from shmcache.blocks.price import charge_for
-from shmcache.blocks.registry import get_block, known_blocks, register
+from shmcache.blocks.registry import forget_imported, get_block, known_blocks, register
 
-__all__ = ["Block", "Cost", "Inputs", "Outputs", "charge_for", "get_block", "known_blocks", "register"]
+__all__ = [
+    "Block",
+    "Cost",
+    "Inputs",
+    "Outputs",
+    "charge_for",
+    "forget_imported",
+    "get_block",
+    "known_blocks",
+    "register",
+]

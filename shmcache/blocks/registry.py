@@ -7,6 +7,7 @@ an entry point when its name is asked for, an import path when a graph says it.
 from __future__ import annotations
 
 import inspect
+import sys
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -66,6 +67,16 @@ def get_block(block_id: str) -> Block:
     if block is None:
         block = _made[block_id] = _make(block_id)
     return block
+
+
+def forget_imported() -> None:
+    """Forget the blocks that do not come with shmcache, and the packages that they are in: they are imported anew."""
+    classes = [*_registered.values(), *(type(block) for block in _made.values())]
+    packages = {each.__module__.partition(".")[0] for each in classes} - {"shmcache", "__main__"}
+    for name in [each for each in sys.modules if each.partition(".")[0] in packages]:
+        del sys.modules[name]
+    _registered.clear()
+    _made.clear()
 
 
 def known_blocks() -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from shmcache.blocks.block import Block, Cost, Inputs, Outputs
 from shmcache.blocks.checks import list_of, number_of, object_of, text_of, value_of
+from shmcache.progress import sleep
 
 LONGEST_SECONDS = 1e9
 
@@ -21,7 +21,7 @@ class Delay(Block):
 
     def run(self, inputs: Inputs) -> Outputs:
         """Sleep, then return the value."""
-        time.sleep(self.seconds(inputs))
+        sleep(self.seconds(inputs))
         return [("value", inputs.get("value"))]
 
     def seconds(self, inputs: Inputs) -> float:
@@ -46,7 +46,7 @@ class ReplayTask(Block):
         task = object_of(self, inputs, "task")
         seconds = self.seconds(inputs)
         if seconds > 0:
-            time.sleep(seconds)
+            sleep(seconds)
         made_files: list[tuple[str, Any]] = []
         for output in list_of(self, {"task.outputs": task.get("outputs", [])}, "task.outputs"):
             made = object_of(self, {"task.outputs[]": output}, "task.outputs[]")

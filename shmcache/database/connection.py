@@ -10,6 +10,7 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import Ready, Wait
 
+from shmcache.arena.patience import before_waiting
 from shmcache.errors import DatabaseUnavailable
 
 T = TypeVar("T")
@@ -81,6 +82,8 @@ def _counted(steps: PQGen[T], on_wait: Callable[[], None]) -> PQGen[T]:
             if ready & Ready.R and not waited:
                 waited = True
                 on_wait()
+            elif not ready:  # ten times a second, for who looks whether it shall go on
+                before_waiting()
             wanted = steps.send(ready)
     except StopIteration as end:
         result: T = end.value

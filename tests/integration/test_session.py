@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,13 +65,48 @@ def test_one_process_has_one_client(run: str) -> None:
 
 
 def test_without_a_supervisor_the_error_names_what_is_missing(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    run: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     session.forget()
-    monkeypatch.delenv("SHMCACHE_DATABASE_URL", raising=False)
+    monkeypatch.setenv("SHMCACHE_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("SHMCACHE_DATABASE_URL")
     with pytest.raises(SettingsError, match="SHMCACHE_DATABASE_URL"):
         get_db_client()
-    monkeypatch.setenv("SHMCACHE_DATABASE_URL", database_url)
     monkeypatch.setenv("SHMCACHE_ARENA", "there-is-none")
-    with pytest.raises(ArenaMissing, match="there-is-none"):
+    with pytest.raises(ArenaMissing, match=r"there-is-none.*shmcache serve"):
         get_db_client()
+    monkeypatch.setenv("SHMCACHE_DATABASE_URL", database_url)
+    with pytest.raises(ArenaMissing, match=r"there-is-none.*shmcache serve"):
+        get_db_client()
+
+
+def test_an_embedded_servers_address_is_found_beside_the_arena(
+    run: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session.forget()
+    monkeypatch.setenv("SHMCACHE_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("SHMCACHE_DATABASE_URL")
+    session.leave_address(tmp_path, os.environ["SHMCACHE_ARENA"], database_url)
+    assert get_db_client().get_graph_execution(run).id == run
+    session.remove_address(tmp_path, os.environ["SHMCACHE_ARENA"])
+    assert list(tmp_path.rglob("*.url")) == []
+
+
+def test_who_inherited_an_arena_that_was_removed_since_attaches_to_the_next_one(run: str) -> None:
+    """As a child that is forked from a server whose arena is gone, at its first call."""
+    inherited = session.prepared_arena()
+    name = inherited.name
+    session.forget()
+    inherited.own_lane.leave()
+    with Arena.attach(name) as other:
+        assert other.end()
+        other.unlink()
+    session._prepared = session._Prepared(inherited, os.environ["SHMCACHE_DATABASE_URL"], load_settings())
+    with pytest.raises(ArenaMissing):
+        get_db_client()
+    session._prepared = session._Prepared(inherited, os.environ["SHMCACHE_DATABASE_URL"], load_settings())
+    with Arena.create(name, 8 << 20):
+        client = get_db_client()
+        assert session.prepared_arena() is not inherited
+        client.create_graph_execution(client.get_graph(small_graph()[0].id).id, new_id())
+        session.prepared_arena().close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,3 +182,32 @@ def test_a_delay_costs_a_credit_a_second_begun() -> None:
 def test_input_output_and_constant_are_free() -> None:
     for name in ("input", "output", "constant"):
         assert charge_for(get_block(f"shmcache.{name}"), {"value": 1}) == 0
+
+
+def test_forgotten_blocks_are_imported_anew_with_their_package_and_ours_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "acme_of_the_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "words.py").write_text("WORD = 'old'\n")
+    (package / "blocks.py").write_text(
+        "from shmcache.blocks import Block, register\n"
+        "from acme_of_the_test.words import WORD\n"
+        "@register\n"
+        "class Say(Block):\n"
+        "    id = 'acme.say'\n"
+        "    def run(self, inputs):\n"
+        "        yield 'word', WORD\n"
+    )
+    assert list(get_block("acme_of_the_test.blocks:Say").run({})) == [("word", "old")]
+    ours = type(get_block("shmcache.constant"))
+    (package / "words.py").write_text("WORD = 'brand new'\n")
+    registry.forget_imported()
+    assert list(get_block("acme_of_the_test.blocks:Say").run({})) == [("word", "brand new")]
+    assert type(get_block("shmcache.constant")) is ours
+    registry.forget_imported()
+    assert not [name for name in sys.modules if name.startswith("acme_of_the_test")]

@@ -22,12 +22,14 @@ from shmcache.arena import Arena, SharedMapping, Transaction, layout, segment
 from shmcache.arena.transaction import Append, Put
 from shmcache.errors import (
     ArenaDamaged,
+    ArenaEnded,
     ArenaError,
     ArenaExists,
     ArenaFull,
     ArenaMissing,
     ArenaUnusable,
     BlockError,
+    ClientClosed,
     DatabaseUnavailable,
     Fenced,
     FlushTimeout,
@@ -36,10 +38,13 @@ from shmcache.errors import (
     InvalidValue,
     LockTimeout,
     NotFound,
+    NotOwner,
     RingFull,
     SettingsError,
     SharedMemoryTooSmall,
     ShmcacheError,
+    StillAtWork,
+    TransactionMisused,
     TransactionTooLarge,
     Unavailable,
     UnknownBlock,
@@ -52,6 +57,7 @@ _SAMPLES: dict[type[ShmcacheError], tuple[ShmcacheError, list[str]]] = {
     SettingsError: (SettingsError("workers (in /etc/x): 'many': no number"), ["workers", "/etc/x"]),
     ArenaError: (ArenaError("it was used twice").of("main"), ["'main'", "used twice"]),
     ArenaMissing: (ArenaMissing("main"), ["'main'", "start what makes it"]),
+    ArenaEnded: (ArenaEnded().of("main"), ["'main'", "call get_db_client() again"]),
     ArenaExists: (ArenaExists("main"), ["'main'", "choose another name"]),
     ArenaUnusable: (ArenaUnusable("main", "it is truncated: remove it"), ["'main'", "remove it"]),
     SharedMemoryTooSmall: (SharedMemoryTooSmall("main", 5000, 10), ["'main'", "5,000", "--shm-size"]),
@@ -66,6 +72,8 @@ _SAMPLES: dict[type[ShmcacheError], tuple[ShmcacheError, list[str]]] = {
     InvalidValue: (InvalidValue("a set is no JSON: make it a list").of("main"), ["'main'", "make it a list"]),
     NotFound: (NotFound("node", "4711"), ["node", "4711", "check the identifier"]),
     InsufficientBalanceError: (InsufficientBalanceError("4711", 3, 5), ["4711", "3", "5", "top the account up"]),
+    TransactionMisused: (TransactionMisused("a coroutine: call it outside"), ["call it outside"]),
+    ClientClosed: (ClientClosed(), ["was closed", "not lost"]),
     GraphFileError: (GraphFileError("x.json", "nodes[3]", "expected text, got 5"), ["x.json", "nodes[3]", "expected"]),
     UnknownBlock: (UnknownBlock("own.block"), ["own.block", "installed?"]),
     BlockError: (BlockError("shmcache.merge: input 'a' is missing: expected a value"), ["shmcache.merge", "'a'"]),
@@ -74,6 +82,8 @@ _SAMPLES: dict[type[ShmcacheError], tuple[ShmcacheError, list[str]]] = {
         ["host:5432/db", "refused", "shmcache doctor"],
     ),
     Fenced: (Fenced("syncer", 7).of("main"), ["'main'", "syncer", "epoch 7", "stand for election again"]),
+    NotOwner: (NotOwner("4711", "main", 2, 3.5), ["4711", "main", "token 2", "3.5 s more", "when that is over"]),
+    StillAtWork: (StillAtWork("4711"), ["4711", "work on this host", "take it when that ended"]),
     FlushTimeout: (
         FlushTimeout("write", 3, 9, 2.5).of("main"),
         ["'main'", "write", "6 entries", "2.5 s", "wait again"],
@@ -241,7 +251,7 @@ def test_the_second_maker_the_missing_and_the_too_large_are_named(arena: Arena) 
 )  # fmt: skip
 def test_a_segment_that_cannot_be_used_says_what_to_do_with_it(content: bytes, mode: int, advice: str) -> None:
     name = f"errors-spoilt-{os.getpid()}"
-    path = segment._path(name)
+    path = segment.segment_path(name)
     path.write_bytes(content)
     path.chmod(mode)
     try:

@@ -97,6 +97,10 @@ TARGETS = (
     Target("graph-two", "graphs", "two workers beside one", 1.7, at_least=True),
     Target("node-p50", "graphs", "time a node spends in shmcache, p50, beside direct's median", 0.006),
     Target("node-p99", "graphs", "time a node spends in shmcache, p99, beside direct's median", 0.03),
+    Target("loop-node", "loops", "hit of a node definition on an event loop, beside the same call without", 4.5),
+    Target("loop-execution", "loops", "hit of a node execution, likewise", 2),
+    Target("loop-write", "loops", "a write, likewise", 1.3),
+    Target("loop-thread", "loops", "hit on an event loop, beside a hop to a thread and back", 1 / 15),
     Target("memory", "graphs", "memory of 4 workers with 100,000 definitions, beside dicts", 0.35),
 )
 

@@ -1,4 +1,4 @@
 """What is measured: a module a suite, each with a function `run(bench)`."""
 
-SUITES = ("reads", "writes", "sync", "charges", "graphs", "scale")
+SUITES = ("reads", "writes", "sync", "charges", "graphs", "loops", "scale")
 """In the order in which they run."""
