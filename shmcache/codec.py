@@ -6,7 +6,8 @@ A record is the msgpack array of its fields behind a number that names its type.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -68,7 +69,20 @@ _NUMBERS: dict[type[Any], int] = {
 }
 _STATUSES = {status.value: status for status in ExecutionStatus}
 
-_pack = msgpack.Packer(autoreset=True).pack
+_NO_RECORD = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, msgpack.UnpackException
+)  # fmt: skip
+"""What decoding raises for bytes that are none of a record."""
+
+
+class _Packers(threading.local):
+    """A packer for each thread: one is no whole answer's if the garbage collector lets another thread in meanwhile."""
+
+    def __init__(self) -> None:
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
+
+
+_packers = _Packers()
 # A named tuple's own constructor takes three times as long; that the fields are all there is seen by unpacking them.
 _new = tuple.__new__
 _json_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=True).encode
@@ -84,7 +98,7 @@ def encode(record: Record) -> bytes:
 def pack(fields: tuple[Any, ...]) -> bytes:
     """Return the msgpack array of some fields. Raises InvalidValue."""
     try:
-        packed: bytes = _pack(fields)
+        packed = _packers.pack(fields)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidValue(f"a value cannot be stored: {error}") from None
     return packed
@@ -120,9 +134,9 @@ def decode(data: bytes) -> Record:
             return Graph(*fields[1:])
         if number == 5:
             return Account(*fields[1:])
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
+    except _NO_RECORD as error:
         raise InvalidValue(f"not a record: {error}") from None
-    raise InvalidValue(f"not a record: type {number!r}")
+    raise InvalidValue(f"not a record: it begins with a {type(number).__name__}, or with a number that none has")
 
 
 def _links(links: Sequence[Any]) -> tuple[Link, ...]:

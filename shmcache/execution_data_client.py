@@ -2,7 +2,8 @@
 
 There are two implementations of this one interface. `shmcache.cached_client.CachedClient` answers from the shared
 arena and lets the syncer carry writes to PostgreSQL; `shmcache.direct_client.DirectClient` does every operation on
-PostgreSQL before it returns. `shmcache.get_db_client()` gives a worker the one that its settings ask for.
+PostgreSQL before it returns. `shmcache.get_db_client()` gives a worker the one that its settings ask for. For event
+loops there are the same calls as coroutines, in a module that `python -m tools.async_interface` writes from this one.
 
 Both keep the rules that graphs rely on:
 

@@ -122,6 +122,7 @@ def test_a_run_with_flush_on_node_carries_each_nodes_end_by_itself(database_url:
             "SHMCACHE_STATE_DIR": str(tmp_path),
             "SHMCACHE_SYNC_INTERVAL": "600",
             "SHMCACHE_FLUSH_ON": "node",
+            "SHMCACHE_LOG_LEVEL": "DEBUG",  # lines that are alike are not left out
         },
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 
 from shmcache.arena import Arena
+from shmcache.async_clients import CachedAsyncClient
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import ownership, queries
@@ -24,6 +26,7 @@ from shmcache.errors import NotFound, NotOwner, StillAtWork
 from shmcache.execution_data_client import WorkKind
 from shmcache.identifiers import new_id
 from shmcache.manager import Manager
+from shmcache.reader import Reader
 from shmcache.records import ExecutionStatus
 from shmcache.work_queue import WorkQueue
 from syncer.host_lease import HostLease
@@ -358,6 +361,30 @@ def test_who_takes_over_finds_whole_steps_wherever_the_old_owner_was_lost(
     syncer.run_once()
     assert len(batches) > 4
     assert batches[-1] == ["COMPLETED", "COMPLETED"]
+
+
+def test_an_asynchronous_client_takes_too_and_its_watermark_is_what_it_wrote(
+    make_host: Callable[..., Host], connection: Connection, database_url: str
+) -> None:
+    one, two = make_host("one"), make_host("two")
+    run, step = begin(one)
+    one.sync()
+
+    async def take_and_write() -> str:
+        client = CachedAsyncClient(two.client)
+        try:
+            assert client.watermark == ""
+            assert await client.take_graph_execution(run) == 2
+            await client.upsert_execution_output(step, "out", "of two")
+            return client.watermark
+        finally:
+            await client.close()
+
+    watermark = asyncio.run(take_and_write())
+    two.sync()
+    with Reader(database_url) as reader:
+        reader.wait_for(watermark, 10.0)
+    assert outputs(connection, step) == ["of two"]
 
 
 @pytest.mark.parametrize("step_name", kill_points.steps_of(ownership))

@@ -127,11 +127,12 @@ class Faults:
         try:
             with connect(self._server.url, application_name="shmcache chaos") as connection:
                 row = connection.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND application_name <> 'shmcache chaos'"
                 ).fetchone()
         except (psycopg.Error, DatabaseUnavailable):
             return None
-        return None if row is None else int(row[0]) - 1
+        return None if row is None else int(row[0])
 
     # Processes
 
@@ -253,12 +254,12 @@ class Faults:
     def _memory_full(self, part: float) -> bool:
         return self._fill("memory", self._ground.fill_memory, part)
 
-    def _fill(self, what: str, fill: Callable[[], Callable[[], None]], part: float) -> bool:
-        if what in self._full:
+    def _fill(self, what: str, fill: Callable[[], Callable[[], None] | None], part: float) -> bool:
+        began = time.monotonic()
+        empty = None if what in self._full else fill()
+        if empty is None:
             return False
         self._full.add(what)
-        began = time.monotonic()
-        empty = fill()
 
         def end() -> None:
             empty()
