@@ -160,6 +160,8 @@ class _Run:
             self._start(faults)
             kills = self._make_all(faults, (event for event in events if event.fault not in skipped), limits)
             self._await_end(faults)
+            if limits.minutes is not None and not self._samples.growth():
+                skipped["growth"] = "the run was too short, or its processes were too seldom all there, to say"
             seconds = time.monotonic() - began
             left = self._left_behind(faults)
             self._say("comparing journals and database")
@@ -212,7 +214,7 @@ class _Run:
             while (left := due - time.monotonic()) > 0:
                 self._look_after(faults)
                 faults.tend()
-                self._samples.take(faults)
+                self._samples.take(faults, self._plan.workers)
                 time.sleep(min(left, _TURN_SECONDS))
             self._say(f"{number}: {event.fault}; {kills} killed")
             kills += faults.make(event) and event.fault.startswith("kill-")
