@@ -68,6 +68,11 @@ _NUMBERS: dict[type[Any], int] = {
 }
 _STATUSES = {status.value: status for status in ExecutionStatus}
 
+_NO_RECORD = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, msgpack.UnpackException
+)  # fmt: skip
+"""What decoding raises for bytes that are none of a record."""
+
 _pack = msgpack.Packer(autoreset=True).pack
 # A named tuple's own constructor takes three times as long; that the fields are all there is seen by unpacking them.
 _new = tuple.__new__
@@ -120,9 +125,9 @@ def decode(data: bytes) -> Record:
             return Graph(*fields[1:])
         if number == 5:
             return Account(*fields[1:])
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
+    except _NO_RECORD as error:
         raise InvalidValue(f"not a record: {error}") from None
-    raise InvalidValue(f"not a record: type {number!r}")
+    raise InvalidValue(f"not a record: it begins with a {type(number).__name__}, or with a number that none has")
 
 
 def _links(links: Sequence[Any]) -> tuple[Link, ...]:

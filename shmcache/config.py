@@ -29,6 +29,7 @@ _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s|min|h)?\s*")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([KMGT]i?)?B?\s*", re.IGNORECASE)
 _LONGEST_SECONDS = 366 * 86400.0
+_LARGEST_BYTES = 1 << 46
 
 
 def _parse_duration(value: Any) -> Any:
@@ -56,7 +57,7 @@ SecondsOrNever = Annotated[
 ]
 """The same, where 0 means: never."""
 
-Bytes = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0), Kind.BYTES]
+Bytes = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0, le=_LARGEST_BYTES), Kind.BYTES]
 """A size in bytes, also given as text with a unit."""
 
 Secret = Annotated[str, Kind.SECRET]
@@ -67,6 +68,27 @@ DatabaseUrl = Annotated[str, Kind.DATABASE_URL]
 
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """A directory; `~` is the user's own."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of "PORT", "HOST:PORT" or "[IPv6]:PORT"; loopback without a host. Raises
+    ValueError."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address is written as [{host}]:{port}")
+    if address.startswith(":") or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("no address: write a PORT, or HOST:PORT such as 127.0.0.1:9464")
+    return host or "127.0.0.1", int(port)
+
+
+def _check_address(address: str) -> str:
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise PydanticCustomError("address", "{problem}", {"problem": str(error)}) from None
+    return address
 
 
 class Settings(BaseSettings):
@@ -123,6 +145,13 @@ class Settings(BaseSettings):
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
     )
+    metrics_address: Annotated[str, AfterValidator(_check_address)] | None = Field(
+        default=None, description="PORT or HOST:PORT of the status page and the metrics; without one there are none"
+    )
+    metrics_token: Secret | None = Field(
+        default=None, min_length=8, description="what they ask for; needed to listen on more than loopback"
+    )
+    tracing: bool = Field(default=False, description="OpenTelemetry spans of batches, graphs and nodes (extra `otel`)")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field(
         default="text", description="a line of text, or one JSON object, an event"

@@ -195,7 +195,8 @@ class GraphFileError(ShmcacheError):
     """A graph file cannot be run. `place` names where in the file, `problem` what is wrong."""
 
     def __init__(self, path: str, place: str, problem: str) -> None:
-        super().__init__(f"{path}: {place}: {problem}" if place else f"{path}: {problem}")
+        shown = path if path.isprintable() else ascii(path)
+        super().__init__(f"{shown}: {place}: {problem}" if place else f"{shown}: {problem}")
         self.path = path
         self.place = place
         self.problem = problem

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from shmcache import tracing
 from shmcache.blocks import get_block
 from shmcache.errors import InsufficientBalanceError, NotFound, RingFull, Unavailable
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
@@ -59,11 +60,12 @@ def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max
 
     A node execution whose workers died `max_attempts` times is FAILED."""
     manager = Manager(client, should_stop, max_attempts)
+    do = tracing.of_runs(client, manager.do)
     while not should_stop():
         work = client.take_work(_TAKE_SECONDS)
         if work is not None:
             try:
-                manager.do(work)
+                do(work)
             except Stopped:
                 return
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from shmcache.arena import critical
+from shmcache.arena import critical, stripes
 
 _STEP = re.compile(r"^(\s*)# step: (\w+)$", re.MULTILINE)
 _CALLED = "_kill_point"
@@ -64,3 +64,5 @@ def _functions(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
 def _note_entry(module: ModuleType) -> None:
     if module is critical:  # it knows its own entry by its code
         critical._ENTER = critical.Critical.__enter__.__code__
+    elif module is stripes:
+        stripes._OVERWRITE = stripes.Stripes.overwrite.__code__

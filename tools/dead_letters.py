@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from shmcache.writes import ChargeKind, WriteKind
 from syncer.entries import CHARGE_RING, read_entry
 from syncer.replay import Replayed, replay
 from tools.database import open_database
+from tools.plain import json_text
 
 _REPLAY_BATCH = 5_000
 _SHOWN_BYTES = 1024
@@ -67,12 +67,9 @@ def print_one(settings: Settings, letter_id: int, as_json: bool) -> None:
     if found is None:
         raise NoSuchDeadLetter(letter_id)
     letter, payload = found
-    fields, reason = _fields(letter, payload)
+    fields, reason = _fields(letter.ring, letter.kind, letter.intact, payload)
     if as_json:
-        content: dict[str, Any] = {"entry": fields}
-        if fields is None:
-            content |= {"undecodable": reason, "payload_hex": payload.hex()}
-        _print_json({**_as_json(letter), **content})
+        _print_json({**_as_json(letter), **shown_entry(letter.ring, letter.kind, letter.intact, payload)})
         return
     table = Table(title=f"dead letter {letter.id}", show_header=False)
     for name, value in _as_json(letter).items():
@@ -153,12 +150,20 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
     return {**letter._asdict(), "kind": _kind(letter), **times}
 
 
-def _fields(letter: DeadLetter, payload: bytes) -> tuple[dict[str, Any] | None, str]:
+def shown_entry(ring: str, kind: int, intact: bool, payload: bytes) -> dict[str, Any]:
+    """Return what is shown of an entry as JSON: its fields or, where it cannot be read, why, and its bytes."""
+    fields, reason = _fields(ring, kind, intact, payload)
+    if fields is None:
+        return {"entry": None, "undecodable": reason, "payload_hex": payload.hex()}
+    return {"entry": fields}
+
+
+def _fields(ring: str, kind: int, intact: bool, payload: bytes) -> tuple[dict[str, Any] | None, str]:
     """Return the fields of an entry, or None and why there are none."""
-    if not letter.intact:
+    if not intact:
         return None, "its checksum did not match"
     try:
-        return read_entry(letter.ring, letter.kind, payload)._asdict(), ""
+        return read_entry(ring, kind, payload)._asdict(), ""
     except ValueError as error:
         return None, str(error)
 
@@ -171,8 +176,7 @@ def _hexdump(data: bytes) -> Iterator[str]:
 
 
 def _print_json(value: Any) -> None:
-    # Entries may hold bytes and texts that are no UTF-8: what JSON cannot say is said as text.
-    sys.stdout.write(json.dumps(value, default=repr) + "\n")
+    sys.stdout.write(json_text(value) + "\n")
 
 
 def _say(text: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from shmcache.arena.view import View
 from shmcache.codec import decode
 from shmcache.errors import ArenaError, ArenaMissing, InvalidValue, NotFound
 from shmcache.identifiers import id_text
+from tools.plain import json_text
 
 _SHOWN_BYTES = 64
 _WIDTH = 160
@@ -80,7 +80,7 @@ def print_record(name: str, key: str, as_json: bool) -> None:
     if as_json:
         _print_json(record)
     else:
-        sys.stdout.write(json.dumps(_plain(record), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(record, indent=2) + "\n")
 
 
 def _summary(name: str) -> dict[str, Any] | None:
@@ -191,20 +191,7 @@ def _rows(facts: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: bytes as hexadecimal digits, named tuples as objects, other keys as text."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else repr(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    sys.stdout.write(json_text(value) + "\n")
 
 
 def _print_table(title: str, rows: list[dict[str, Any]]) -> None:

@@ -31,6 +31,9 @@ from shmcache.errors import InvalidValue
 
 _HEADER = struct.Struct("<QIIII")
 HEADER_BYTES = _HEADER.size
+_MOST_TRIED = 8
+"""So many times its size a ring is summed up in search of a whole entry behind damage: it is all damaged then, or made
+to look like entries, and whoever waits for the lock has waited long enough."""
 _HIGH_WATER_BYTES = 1 << 20
 """What waits for the consumer when it is asked to drain, in a large ring. Some 3,000 entries are a batch that is worth
 its transaction; with more the consumer would stand still while the producers work, and they while it does."""
@@ -52,6 +55,24 @@ class Entry(NamedTuple):
 def _seed(sequence: int, kind: int) -> int:
     """Return what the CRC starts from, so that it covers the sequence and the kind."""
     return (sequence ^ kind << 24) & 0xFFFFFFFF
+
+
+class Header(NamedTuple):
+    """What stands before an entry's payload."""
+
+    sequence: int
+    length: int
+    crc: int
+    kind: int
+
+    def is_of(self, payload: bytes) -> bool:
+        """Say whether the CRC holds."""
+        return _crc32(payload, _seed(self.sequence, self.kind)) == self.crc
+
+
+def read_header(buffer: memoryview, offset: int) -> Header:
+    """Return the header at an offset, for who looks at a ring from outside."""
+    return Header(*_HEADER.unpack_from(buffer, offset)[:4])
 
 
 class NoRingRoom(Exception):
@@ -235,6 +256,7 @@ class RingRegion:
     def _resume(self, position: int, tail: int, sequence: int) -> tuple[int, int]:
         """Return where the next whole entry begins behind damaged bytes, and the sequence of the last one they held."""
         newest = self._words[self.state + LAST_SEQUENCE]
+        left = _MOST_TRIED * self.size
         while (position := position + WORD) < tail:
             place = position % self.size
             header = self._header(place, self.size - place)
@@ -243,6 +265,9 @@ class RingRegion:
             found, length, crc, kind = header
             if length > min(self.size - place, tail - position) - HEADER_BYTES:
                 continue
+            left -= length
+            if left < 0:
+                break
             offset = self._first + place + HEADER_BYTES
             if _crc32(self._buffer[offset : offset + length], _seed(found, kind)) == crc:
                 return position, found - 1

@@ -125,6 +125,8 @@ def _check(name: str, status: os.stat_result, header: bytes) -> Layout:
         raise ArenaUnusable(name, "it is no shmcache arena: remove it, or choose another name")
     if words[layout.READY_WORD] != 1:
         raise ArenaUnusable(name, "it was never finished: remove it")
+    if words[layout.MAGIC_WORD] != layout.MAGIC:
+        raise ArenaUnusable(name, "its header is damaged: remove it, what was not synced is lost")
     if words[layout.LAYOUT_WORD] != layout.LAYOUT_HASH:
         raise ArenaUnusable(name, "another version of shmcache made it: drain it with that version, then remove it")
     if words[layout.NAMESPACE_WORD] != pid_namespace():

@@ -136,10 +136,14 @@ class Stripes:
                 words[stripe + STRIPE_SEQUENCE] = version = words[stripe + STRIPE_SEQUENCE] + VERSION_STEP
                 begin = position + SLOT_BYTES
                 _pack_slot(self._buffer, position, version, _crc32(record, (version ^ high ^ low) & 0xFFFFFFFF), 0)
-                self._mapped[begin : begin + length] = record  # written
-                words[stripe + STRIPE_POSITION] = end  # reserved
-                words[entry + LOCATION] = position << OFFSET_SHIFT | length  # published
-                words[entry + VERSION] = version  # versioned
+                self._mapped[begin : begin + length] = record
+                # step: written
+                words[stripe + STRIPE_POSITION] = end
+                # step: reserved
+                words[entry + LOCATION] = position << OFFSET_SHIFT | length
+                # step: published
+                words[entry + VERSION] = version
+                # step: versioned
             if mutex.quick_release(argument):
                 lost = f"{mutex.name} was lost inside its section: was the process forked there? fork elsewhere"
                 raise ArenaError(lost).of(mutex.arena)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -227,3 +229,23 @@ def test_bytes_that_are_no_entry_yet_are_none_whenever_another_consumer_moves_th
     assert arena.write_ring.last_sequence == 4
     assert [entry.sequence for entry in read if entry.sequence > 4] == []
     assert arena.check() == []
+
+
+def test_a_ring_full_of_what_looks_like_entries_is_given_up_in_bounded_time(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = arena.write_ring._region
+    summed = [0]
+
+    def crc32(data: memoryview, seed: int) -> int:
+        summed[0] += len(data)
+        return zlib.crc32(data, seed)
+
+    monkeypatch.setattr("shmcache.arena.ring._crc32", crc32)
+    piece = struct.pack("<QII", 5, 100_000, 0)
+    region._buffer[region._first : region._first + region.size] = piece * (region.size // len(piece))
+    arena._words[region.state + layout.TAIL] = region.size
+    arena._words[region.state + layout.LAST_SEQUENCE] = 10**6
+    found = region.read(0, 10, 1 << 20)
+    assert [(entry.sequence, entry.intact) for entry in found] == [(10**6, False)]
+    assert 0 < summed[0] <= 9 * region.size
