@@ -23,7 +23,7 @@ _SPARE_BYTES = 64 << 10
 _MOST_TRIES = 10
 _CLONE_NEWNS = 0x00020000
 _CLOCK_SOURCE = Path(__file__).with_name("clock.c")
-_CLOCK_VARIABLE = "CHAOS_OF_SHMCACHE_CLOCK"
+_CLOCK_VARIABLE = "CHAOS_CLOCK"
 
 
 class Cannot(Exception):
