@@ -29,6 +29,7 @@ from shmcache.execution_data_client import WorkKind
 from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
 from shmcache.setting_layers import CONFIG
+from syncer.sync_manager import SyncManager
 from tests.integration.readme import Block, blocks, command_lines, inline_commands, parse, variants
 from tests.integration.test_clients import SINK, small_graph
 from tests.integration.test_dead_letters import orphans
@@ -107,10 +108,32 @@ def shared_dict(name: str, database_url: str, directory: Path) -> None:
     assert arena not in list_arenas()
 
 
+def reading(name: str, database_url: str, directory: Path) -> None:
+    """Run the example of a reader on a run that has ended, and was carried, on a host that it knows nothing of."""
+    user = new_id()
+    with connect(database_url, application_name="test") as connection:
+        queries.save_graph(connection, *small_graph())
+        queries.create_account(connection, user, 100)
+    arena = Arena.create(f"readme-reading-{os.getpid()}", 16 << 20)
+    try:
+        with CachedClient(arena, database_url, load_settings(state_dir=directory)) as client:
+            run = client.create_graph_execution(small_graph()[0].id, user).id
+            client.update_graph_execution_stats(run, ExecutionStatus.RUNNING)
+            client.update_graph_execution_stats(run, ExecutionStatus.COMPLETED)
+            watermark = client.watermark
+        SyncManager(arena, database_url, load_settings(state_dir=directory)).run_once()
+        printed = python([name, database_url, run, watermark], directory)
+    finally:
+        arena.close()
+        arena.unlink()
+    assert printed.strip() == said("It prints `(COMPLETED)` when a run")
+
+
 EXAMPLES: dict[str, Callable[[str, str, Path], None]] = {
     "my_worker.py": worker,
     "async_worker.py": worker,
     "shared.py": shared_dict,
+    "reading.py": reading,
 }
 
 
