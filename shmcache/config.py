@@ -79,6 +79,27 @@ Directory = Annotated[Path, AfterValidator(_find_directory)]
 """A directory; `~` is the user's own."""
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of "PORT", "HOST:PORT" or "[IPv6]:PORT"; loopback without a host. Raises
+    ValueError."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address is written as [{host}]:{port}")
+    if address.startswith(":") or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("no address: write a PORT, or HOST:PORT such as 127.0.0.1:9464")
+    return host or "127.0.0.1", int(port)
+
+
+def _check_address(address: str) -> str:
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise PydanticCustomError("address", "{problem}", {"problem": str(error)}) from None
+    return address
+
+
 class Settings(BaseSettings):
     """Everything that can be set, with its default. Raises pydantic's ValidationError; use `load_settings`."""
 
@@ -101,6 +122,10 @@ class Settings(BaseSettings):
     )
     decoded_records: int = Field(default=16_384, gt=0, description="records kept decoded in each process")
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
+    flush_on: Literal["interval", "node"] = Field(
+        default="interval",
+        description="interval, or node: a node's end is in PostgreSQL before its worker takes the next one",
+    )
     ring_wait: Seconds = Field(default=10.0, description="how long a write waits for room before RingFull")
     lock_wait: Seconds = Field(default=30.0, description="how long a lock is waited for before LockTimeout")
     stopped_wait: Seconds = Field(
@@ -133,6 +158,20 @@ class Settings(BaseSettings):
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
     )
+    definition_interval: Seconds = Field(
+        default=60.0, description="longest time between two checks of the graphs that the arena has"
+    )
+    host_lease: Seconds = Field(
+        default=15.0,
+        description="how long nobody else takes a host's graph executions after it was heard of last",
+    )
+    metrics_address: Annotated[str, AfterValidator(_check_address)] | None = Field(
+        default=None, description="PORT or HOST:PORT of the status page and the metrics; without one there are none"
+    )
+    metrics_token: Secret | None = Field(
+        default=None, min_length=8, description="what they ask for; needed to listen on more than loopback"
+    )
+    tracing: bool = Field(default=False, description="OpenTelemetry spans of batches, graphs and nodes (extra `otel`)")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field(
         default="text", description="a line of text, or one JSON object, an event"

@@ -144,3 +144,15 @@ CHARGE_TYPES: dict[int, type[Charge] | type[Refresh] | type[Refusal]] = {
     ChargeKind.REFRESH: Refresh,
     ChargeKind.REFUSAL: Refusal,
 }
+
+
+def written_at(entry: Write | ChargeEntry) -> float | None:
+    """Return when an entry was made, in seconds since the epoch: the youngest time that it carries; None if it carries
+    none.
+
+    A change of statistics alone has no time of its own, and counts as old as the last move of its execution."""
+    if isinstance(entry, GraphExecutionWrite):
+        return max(entry.created_at, entry.started_at or 0.0, entry.ended_at or 0.0)
+    if isinstance(entry, NodeExecutionWrite):
+        return max(entry.created_at, entry.queued_at or 0.0, entry.started_at or 0.0, entry.ended_at or 0.0)
+    return None if isinstance(entry, Refresh) else entry.time

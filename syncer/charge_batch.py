@@ -22,9 +22,21 @@ class Batch:
     `partitions` has those that carry charges by the part that their user belongs to; `refusals` and `broken` those that
     do not, and those that cannot be read, with the reason. `users` are the accounts that are to be read afterwards, and
     `released` says how much of what was held for each is not held any more then. `opened` and `closed` are estimates,
-    `marks` the users and keys of spends whose keys the arena remembers. `charges` counts what is settled."""
+    `marks` the users and keys of spends whose keys the arena remembers. `held_since` has the times of prices that were
+    final at once. `charges` counts what is settled."""
 
-    __slots__ = ("broken", "charges", "closed", "marks", "opened", "partitions", "refusals", "released", "users")
+    __slots__ = (
+        "broken",
+        "charges",
+        "closed",
+        "held_since",
+        "marks",
+        "opened",
+        "partitions",
+        "refusals",
+        "released",
+        "users",
+    )
 
     def __init__(self, entries: Sequence[Entry], parts: int) -> None:
         self.partitions: dict[int, list[Item]] = {}
@@ -35,6 +47,7 @@ class Batch:
         self.opened: list[OpenHold] = []
         self.closed: list[str] = []
         self.marks: list[tuple[str, str]] = []
+        self.held_since: list[float] = []
         self.charges = 0
         parted: dict[str, tuple[str, int]] = {}
         for entry in entries:
@@ -60,17 +73,20 @@ class Batch:
         kind = entry.kind
         if not (isinstance(charge.transaction_key, str) and type(charge.amount) is int):
             raise ValueError("a charge without a key or an amount")  # before any of it is noted
+        held_since = float(charge.time)
         if kind == ChargeKind.HOLD:
             key, _, amount, _, node_exec_id, graph_exec_id, *_, owner_pid = charge
             if node_exec_id is None or graph_exec_id is None or type(owner_pid) is not int:
                 raise ValueError("an estimate without an execution, or without a process")
             id_bytes(node_exec_id)
             id_bytes(graph_exec_id)
-            self.opened.append(OpenHold(key, user_id, amount, node_exec_id, graph_exec_id, owner_pid))
+            self.opened.append(OpenHold(key, user_id, amount, node_exec_id, graph_exec_id, owner_pid, held_since))
         self.partitions.setdefault(part, []).append((entry.sequence, kind, entry.payload))
         if kind == ChargeKind.HOLD:
             return
-        if kind != ChargeKind.CHARGE:
+        if kind == ChargeKind.CHARGE:
+            self.held_since.append(held_since)
+        else:
             self.closed.append(charge.transaction_key)
         if kind != ChargeKind.VOID:
             self.charges += 1

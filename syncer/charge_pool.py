@@ -156,16 +156,20 @@ class ChargePool(RingConsumer):
         # step: told
         self._rebase(amounts, batch.released, self._behind, last)
         # step: released
+        held_since = batch.held_since
         if self._holds is not None:
             for opened in batch.opened:
                 self._holds[opened.transaction_key] = opened
-            for key in batch.closed:
-                self._holds.pop(key, None)
+            ended = [self._holds.pop(key, None) for key in batch.closed]
+            held_since = held_since + [hold.held_at for hold in ended if hold is not None]
         if batch.refusals and self._callbacks is not None:
             self._callbacks.look()
         if is_new:
             self._arena.count(Counter.CHARGES_SETTLED, batch.charges - settled.refused)
             self._arena.count(Counter.DEAD_LETTERS, settled.refused + len(batch.broken))
+            self._arena.count(Counter.CHARGES_IN_DEBT, len(settled.shortfalls))
+            self._arena.count(Counter.DEBT_CREDITS, sum(each.owed for each in settled.shortfalls))
+            self._measures.holds_ended(held_since)
 
     def _settle(self, batch: Batch) -> Settled:
         """Have the pool settle each partition. Raises PoolBroken, TimeoutError, psycopg.Error."""

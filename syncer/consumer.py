@@ -15,6 +15,7 @@ leader finds it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import time
@@ -25,14 +26,16 @@ from typing import Any, ClassVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from shmcache import tracing
 from shmcache.arena import Arena, Counter, Entry, Ring
 from shmcache.config import Settings
 from shmcache.database.bookkeeping import Checkpoint, add_dead_letter, begin_epoch, limit_transactions
 from shmcache.database.connection import connect
-from shmcache.errors import DatabaseUnavailable, Fenced
+from shmcache.errors import ArenaError, DatabaseUnavailable, Fenced
 from syncer.backoff import Backoff
 from syncer.batch_limit import BatchLimit
 from syncer.election import Candidate
+from syncer.measures import Measures
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +77,13 @@ class RingConsumer(ABC):
         self._settings = settings
         self._interval_seconds = interval_seconds
         self._limit = BatchLimit(batch_entries, batch_bytes, _COMMIT_SECONDS)
+        self._measures = Measures(arena, ring.name)
         self._connection: psycopg.Connection[Any] | None = None
         self._backoff = Backoff()
         self._outage_logged_at = 0.0
         self._give_up_at: float | None = None
         self._abandon: ShouldStop = lambda: False
+        self._is_staying = True
         self.on_batch: Callable[[], None] | None = None
         """Called after each batch that is in the database."""
 
@@ -102,6 +107,7 @@ class RingConsumer(ABC):
 
         Where the database stays away, the rest stays on the ring."""
         self._abandon = should_stop
+        self._is_staying = False
         candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
         if candidate.wait(should_stop):
             try:
@@ -131,12 +137,17 @@ class RingConsumer(ABC):
         self._ring.advance(begun.sequence)
         return begun.sequence
 
+    def _next_look_seconds(self) -> float:
+        """Return how long to wait for being asked to drain."""
+        return self._interval_seconds
+
     def _look_around(self) -> bool:
         """Do what else there is to do once a turn; return whether it put something on the ring."""
         return False
 
     def _let_go(self) -> None:
         """Give up what a leader holds."""
+        self._arena.lead(0)
         self._disconnect()
 
     def _connected(self) -> psycopg.Connection[Any]:
@@ -172,6 +183,8 @@ class RingConsumer(ABC):
         begun = self._begin_epoch(should_stop)
         if begun is not None:
             # step: begun
+            with contextlib.suppress(ArenaError):  # no lane is free: nobody sees who leads
+                self._arena.lead(begun.epoch)
             sequence = self._resume(begun)
             # step: resumed
             while True:
@@ -181,7 +194,7 @@ class RingConsumer(ABC):
                     sequence = self._drain(sequence, begun.epoch, should_stop)
                 if stopping:
                     break
-                self._ring.wait_for_drain(self._interval_seconds, should_stop)
+                self._ring.wait_for_drain(self._next_look_seconds(), should_stop)
         self._end()
 
     def _begin_epoch(self, should_stop: ShouldStop) -> Checkpoint | None:
@@ -198,18 +211,16 @@ class RingConsumer(ABC):
     def _drain(self, sequence: int, epoch: int, should_stop: ShouldStop) -> int:
         """Carry what is on the ring behind `sequence`; return the sequence reached. Raises Fenced.
 
-        What comes meanwhile waits for the next drain, unless much comes or it is the last one: a consumer that ran
-        after its producers would make a transaction of every few entries."""
+        What comes meanwhile waits for the next drain, unless much comes: a consumer that ran after its producers would
+        make a transaction of every few entries, and one that is asked to end while they go on would never end."""
+        self._measures.looks()
         newest = self._ring.last_sequence
-        while (
-            not self._abandon()
-            and (sequence < newest or self._ring.is_high or should_stop())
-            and (entries := self._take(sequence))
-        ):
+        while not self._abandon() and (sequence < newest or self._ring.is_high) and (entries := self._take(sequence)):
             started = time.monotonic()
             # step: taken
             try:
-                self._carry(entries, epoch)
+                with tracing.span(f"{self._ring.name} batch", entries=len(entries), epoch=epoch):
+                    self._carry(entries, epoch)
             except self.passing as error:
                 self._limit.failed(len(entries))
                 if not self._wait_after(error, should_stop):
@@ -221,8 +232,11 @@ class RingConsumer(ABC):
                 # step: carried
                 self._ring.advance(sequence)
                 # step: advanced
+                self._measures.batch(entries, time.monotonic() - started)
                 if self.on_batch is not None:
                     self.on_batch()
+        if sequence >= newest:
+            self._measures.read_all()
         return sequence
 
     def _wait_after(self, error: Exception, should_stop: ShouldStop) -> bool:

@@ -57,7 +57,10 @@ def serve(pipe: Connection, database_url: str, charger_pid: int) -> None:
 
     It dies with the charger, and leaves signals of the terminal to the supervisor."""
     _start(database_url, charger_pid)
-    pipe.send(None)
+    try:
+        pipe.send(None)
+    except OSError:
+        return  # the charger has left already: it had nothing to settle
     setproctitle("shmcache: pool")
     while True:
         try:

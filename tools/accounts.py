@@ -111,7 +111,7 @@ def void(settings: Settings, arena_id: str, as_json: bool) -> None:
         left = load_open_holds(connection, arena_id)
         voids = [
             (ChargeKind.VOID, Charge(key, user, 0, "block", node_exec, graph_exec, 0.0, "{}"))
-            for key, user, _, node_exec, graph_exec, _ in left
+            for key, user, _, node_exec, graph_exec, *_ in left
         ]
         settle(connection, voids, arena_id=arena_id, low_balance=settings.low_balance)
     row = {"voided": len(left), "credits": sum(each.amount for each in left)}

@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
+from shmcache import tracing
 from shmcache.arena import Arena, Counter
 from shmcache.errors import ShmcacheError
 from tools.logs import end_logging
@@ -41,7 +42,8 @@ class Role(NamedTuple):
     `stop_raises`: SIGTERM raises SystemExit in the body, for one that does not ask `should_stop`.
     `leads`: others wait for what it does; one that is stopped is in their way.
     `prepare`: what it does before it counts as up.
-    `most_runs`, `runs_jitter`: after so many node executions, and by chance some more, it makes room for another."""
+    `most_runs`, `runs_jitter`: after so many node executions, and by chance some more, it makes room for another.
+    `has_lane`: it uses the arena; one without only looks at it."""
 
     name: str
     body: Callable[[ShouldStop], None]
@@ -51,6 +53,7 @@ class Role(NamedTuple):
     prepare: Callable[[], None] | None = None
     most_runs: int = 0
     runs_jitter: int = 0
+    has_lane: bool = True
 
 
 def live(role: Role, arena: Arena, parent: int, is_up: int) -> NoReturn:
@@ -80,12 +83,14 @@ def live(role: Role, arena: Arena, parent: int, is_up: int) -> NoReturn:
         setproctitle(f"shmcache: {role.name} ({arena.name})")
         faulthandler.enable()  # says where it was, should it be aborted
         signal.pthread_sigmask(signal.SIG_UNBLOCK, QUEUED | OPERATING)
-        arena.enter(role.name)
+        if role.has_lane:
+            arena.enter(role.name)
         if role.prepare is not None:
             role.prepare()
         os.write(is_up, b"+")
         os.close(is_up)
-        role.body(lambda: stop or os.getppid() != parent)
+        with tracing.in_process(role.name, arena.name):
+            role.body(lambda: stop or os.getppid() != parent)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else FAILED

@@ -1,4 +1,4 @@
-"""The command line: `shmcache run`, `supervise`, `serve`, `inspect`, `config`, `doctor`, `accounts`, `drain`, ..."""
+"""The command line: `shmcache run`, `supervise`, `serve`, `inspect`, `top`, `config`, `doctor`, `accounts`, ..."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tools.accounts_commands import accounts
 from tools.command_settings import add_settings_options, command_settings
 from tools.config_command import config
 from tools.doctor_command import doctor
+from tools.monitoring.commands import monitoring
 from tools.serve_command import serve
+from tools.top.command import top
 from tools.trace_file import write_traceback
 
 # Commands import what they need themselves, so that help and errors are quick.
@@ -178,6 +180,8 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+cli.add_command(monitoring)
+cli.add_command(top)
 cli.add_command(config)
 cli.add_command(doctor)
 cli.add_command(serve)

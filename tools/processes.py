@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shmcache.arena import Arena
+from shmcache.arena import Arena, Counter
 from shmcache.errors import ShmcacheError
 from tools.child import DONE_ENOUGH, FAILED, Role, ShouldStop, live
 from tools.signals import OPERATING, QUEUED
@@ -90,6 +90,16 @@ class Processes:
         self._quick_failures: dict[str, int] = {}
         self._came_up: set[str] = set()
         self.restarts: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Wait for a lock as long as any process does: where nothing would try again after a LockTimeout."""
+        hasty = self._arena.lock_wait_seconds
+        self._arena.lock_wait_seconds = self._lock_wait_seconds
+        try:
+            yield
+        finally:
+            self._arena.lock_wait_seconds = hasty
 
     def start(self, role: Role, *, on_trial: bool = False) -> int:
         """Fork a process for a role; return its pid."""
@@ -263,6 +273,7 @@ class Processes:
             "%s %d %s: starting another", name, pid, ended, extra={"dead_role": name, "dead_pid": pid, "status": code}
         )
         self.restarts[name] = self.restarts.get(name, 0) + 1
+        self._arena.count(Counter.RESTARTS)
         self._delayed.append(_Delayed(child.role, now + _wait_seconds(self._quick_deaths[name])))
 
 

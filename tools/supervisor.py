@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from shmcache import session
+from shmcache import session, tracing
 from shmcache.arena import Arena, free_bytes
 from shmcache.config import Settings
 from shmcache.database.connection import connect
@@ -34,6 +34,7 @@ from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
 from tools.leftovers import claim, drain, drain_leftovers, living, open_arena, refuse_unusable, remove, unsynced
 from tools.logs import bind_arena, end_logging
+from tools.monitoring.endpoint import Endpoint, endpoint, metrics_role
 from tools.processes import Processes, Role
 from tools.service_manager import ServiceManager
 from tools.signals import ENDING, OPERATING, SignalQueue
@@ -96,6 +97,7 @@ class Supervisor:
         self.counters: dict[str, int] = {}
         self.finished_at = 0.0
         self.arena_id = ""
+        self._endpoint: Endpoint | None = None
 
     def run(self, job: Job) -> bool:
         """Do a job from start to end; return whether it ended in order, with everything in the database.
@@ -105,6 +107,8 @@ class Supervisor:
         bind_arena(self._arena_name)
         # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+        tracing.want(self._settings.tracing)
+        self._endpoint = endpoint(self._settings)
         with self._signals:
             try:
                 if not self.database_url:
@@ -151,7 +155,8 @@ class Supervisor:
             arena.enter("supervisor")
             session.prepare(arena, self.database_url, settings)
             self._start_children(arena, processes, workers)
-            job.submit()
+            with processes.patient():
+                job.submit()
             session.forget()  # its connection must not be open when a worker is forked anew
             session.prepare(arena, self.database_url, settings)
             turns = _Turns(processes, workers, job)
@@ -193,6 +198,8 @@ class Supervisor:
             processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop), leads=True))
         else:
             processes.start(Role("callbacks", lambda stop: deliver_notices(url, stop), restart_on_return=False))
+        if self._endpoint:
+            processes.start(metrics_role(arena, settings, self._endpoint))
         if workers is not None:
             workers.start(settings.workers)
 
@@ -276,12 +283,15 @@ class Supervisor:
         wanted = [ring.last_sequence for ring in rings]
         if settings.mode == "cached":
             if work_left:
-                terminate_unfinished(arena, self.database_url, settings)
+                with processes.patient():
+                    terminate_unfinished(arena, self.database_url, settings)
             self._drain(arena, turns)
-            if not self._guests and close_all_holds(arena, self.database_url, settings):
+            with processes.patient():
+                closed = not self._guests and close_all_holds(arena, self.database_url, settings)
+            if closed:
                 self._drain(arena, turns)
         self.finished_at = time.monotonic()
-        processes.stop(WORKER, "syncer", "charger", "callbacks")
+        processes.stop(WORKER, "syncer", "charger", "callbacks", "metrics")
         self._loop(turns, lambda: not processes.count(), self._signals.wait)
         if self._guests:
             return all(ring.committed_sequence >= sequence for ring, sequence in zip(rings, wanted, strict=True))

@@ -9,12 +9,13 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from shmcache.arena import check, layout, segment, survey, work
 from shmcache.arena.committing import Changeable
 from shmcache.arena.counters import Counter, Process
+from shmcache.arena.histograms import Histogram
 from shmcache.arena.layout import (
     COMMIT_SEQUENCE,
     IDLE_SIGNAL,
@@ -27,6 +28,7 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.load_locks import LoadLocks
 from shmcache.arena.memory import Memory
+from shmcache.arena.view import View
 
 _IDENTITY_BYTES = 16
 _LOW_HALF = (1 << 64) - 1
@@ -131,6 +133,12 @@ class Arena(Changeable):
         Raises ArenaMissing, ArenaUnusable."""
         return cls(name, Memory(*segment.attach_segment(name), name), **waits)
 
+    def as_view(self) -> View:
+        """Make this process, a forked child without a lane, one that can only look; return what it looks through.
+
+        The arena's other methods may not be called any more. Raises ArenaError."""
+        return View.inherited(self.name, self._memory)
+
     def close(self) -> None:
         """Give back this process's claims and its lane, and unmap the segment."""
         if self.own_lane.lane and not self.own_lane.leave():
@@ -231,6 +239,10 @@ class Arena(Changeable):
         with self._critical:
             return [self._table.key_of(entry) for entry in work.unfinished(self._table)]
 
+    def keys(self) -> Iterator[bytes]:
+        """Return the keys that have a record; see `survey.keys` for what is changed meanwhile."""
+        return survey.keys(self._memory)
+
     # Processes and counters
 
     def enter(self, role: str) -> None:
@@ -286,6 +298,14 @@ class Arena(Changeable):
     def count(self, counter: Counter, amount: int = 1) -> None:
         """Add to one of this process's counters. Raises ArenaError as `enter`."""
         self.own_lane.count(counter, amount)
+
+    def observe(self, histogram: Histogram, value: float, times: int = 1) -> None:
+        """Note a value in one of this process's histograms, `times` times. Raises ArenaError as `enter`."""
+        self.own_lane.observe(histogram, value, times)
+
+    def lead(self, epoch: int) -> None:
+        """Say in which epoch this process leads its ring, where all can see it; 0 for not at all."""
+        self.own_lane.lead(epoch)
 
     def counter_totals(self) -> dict[str, int]:
         """Return the sums of all counters over all processes, by lower-case name."""

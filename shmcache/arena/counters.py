@@ -2,9 +2,9 @@
 
     word 0-7   life lock: a robust mutex that the process's main thread holds until it ends
     word 8     pid, 0 for a lane that is free   9 role   10 start time   11 whether the life lock speaks for the process
-    word 12    the lowest entry that the process may have decoded
+    word 12    the lowest entry that the process may have decoded   13 the epoch in which it leads
     word 15    heartbeat
-    word 16-   counters
+    word 16-   counters   64- histograms
 
 Whether a process lives is asked of its life lock: EBUSY is alive, EOWNERDEAD is dead, for certain; pids are reused and
 mean different processes in different containers. A process that attaches from a thread other than its main one cannot
@@ -24,12 +24,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shmcache.arena.histograms import HISTOGRAMS, Histogram, Observed
 from shmcache.arena.layout import (
     COUNTERS,
+    HISTOGRAM_WORDS,
     LANE_BEAT,
     LANE_BY_MUTEX,
     LANE_BYTES,
     LANE_COUNTERS,
+    LANE_EPOCH,
+    LANE_HISTOGRAMS,
     LANE_LOWEST,
     LANE_PID,
     LANE_ROLE,
@@ -41,7 +45,10 @@ from shmcache.arena.mutex import RobustMutex
 from shmcache.errors import ArenaError
 
 _LANE_WORDS = LANE_BYTES // WORD
+_WORD_MASK = (1 << 64) - 1
 ROLES = ("other", "supervisor", "worker", "syncer", "charger")
+LEADING_ROLES = {"write": "syncer", "charge": "charger"}
+"""Whose leader drains which ring."""
 
 
 class Counter(IntEnum):
@@ -66,6 +73,9 @@ class Counter(IntEnum):
     CHARGES_SETTLED = 16
     POOL_REPLACED = 17
     DECODED_HITS = 18
+    CHARGES_IN_DEBT = 19
+    DEBT_CREDITS = 20
+    RESTARTS = 21
 
 
 class Process(NamedTuple):
@@ -115,8 +125,7 @@ class Lanes:
             elif not self.lock(lane).looks_abandoned():
                 continue
             self.set_role(lane, role)
-            self._words[word + LANE_LOWEST] = 0
-            self._words[word + LANE_BEAT] = 0
+            self._words[word + LANE_LOWEST] = self._words[word + LANE_EPOCH] = self._words[word + LANE_BEAT] = 0
             self._words[word + LANE_STARTED] = start_time(os.getpid())
             self._words[word + LANE_BY_MUTEX] = by_mutex
             self._words[word + LANE_PID] = os.getpid()
@@ -133,6 +142,10 @@ class Lanes:
         """Say which is the lowest entry that the process of a lane may have decoded, 0 for none."""
         self._words[self._word(lane) + LANE_LOWEST] = entry
 
+    def set_epoch(self, lane: int, epoch: int) -> None:
+        """Say in which epoch the process of a lane leads, 0 for not at all."""
+        self._words[self._word(lane) + LANE_EPOCH] = epoch
+
     def lowest(self) -> int | None:
         """Return the lowest entry that any process which lives may have decoded, None if none has any."""
         lanes = (self._words[self._word(process.lane) + LANE_LOWEST] for process in self.processes() if process.alive)
@@ -142,11 +155,12 @@ class Lanes:
         """Stage that a lane is free and its counters are kept. Under the commit lock, when it has no claims."""
         words = self._words
         word = self._word(lane)
-        for counter in range(COUNTERS):
-            amount = words[word + LANE_COUNTERS + counter]
+        # First it is gone, then it is kept: who sums meanwhile may miss it for an instant, and never has it twice.
+        for counter in range(LANE_COUNTERS, LANE_COUNTERS + COUNTERS + HISTOGRAM_WORDS):
+            amount = words[word + counter]
             if amount:
-                stage[word + LANE_COUNTERS + counter] = 0
-                stage[self._first + LANE_COUNTERS + counter] = words[self._first + LANE_COUNTERS + counter] + amount
+                stage[word + counter] = 0
+                stage[self._first + counter] = words[self._first + counter] + amount & _WORD_MASK
         stage[word + LANE_PID] = 0
 
     def unlock(self, lane: int) -> bool:
@@ -183,6 +197,13 @@ class Lanes:
         """Add to a counter of a lane that is this process's own."""
         self._words[self._word(lane) + LANE_COUNTERS + counter] += amount
 
+    def observe(self, lane: int, histogram: Histogram, value: float, times: int) -> None:
+        """Note a value in a histogram of a lane that is this process's own, so many times."""
+        words = self._words
+        first = self._word(lane) + LANE_HISTOGRAMS + histogram.first
+        words[first + histogram.bucket(value)] += times
+        words[first + histogram.words - 1] += max(0, round(value * times * histogram.per_unit))
+
     def counted(self, lane: int, counter: int) -> int:
         """Return what a counter of a lane has come to."""
         amount: int = self._words[self._word(lane) + LANE_COUNTERS + counter]
@@ -209,9 +230,27 @@ class Lanes:
 
     def totals(self) -> dict[str, int]:
         """Return the sum of each counter over all lanes, by lower-case name."""
+        sums = self._sums(LANE_COUNTERS, COUNTERS)
+        return {counter.name.lower(): sums[counter] for counter in Counter}
+
+    def observed(self) -> dict[str, Observed]:
+        """Return what each histogram has seen, over all lanes, by name."""
+        sums = self._sums(LANE_HISTOGRAMS, HISTOGRAM_WORDS)
+        found = {}
+        for each in HISTOGRAMS:
+            *counts, total = sums[each.first : each.first + each.words]
+            found[each.name] = Observed(tuple(counts), total / each.per_unit)
+        return found
+
+    def _sums(self, begin: int, count: int) -> list[int]:
+        """Return the sums over all lanes of some words of a lane.
+
+        Lane 0 is read first: what a lane gives back meanwhile is missed for now, and not counted twice."""
         lanes = np.frombuffer(self._words, np.uint64, self._count * _LANE_WORDS, self._first * WORD)
-        sums = lanes.reshape(self._count, _LANE_WORDS)[:, LANE_COUNTERS : LANE_COUNTERS + COUNTERS].sum(axis=0)
-        return {counter.name.lower(): int(sums[counter]) for counter in Counter}
+        columns = lanes.reshape(self._count, _LANE_WORDS)[:, begin : begin + count]
+        kept = columns[0].copy()
+        sums: list[int] = (columns[1:].sum(axis=0) + kept).tolist()
+        return sums
 
     def _seems_dead(self, lane: int) -> bool:
         word = self._word(lane)

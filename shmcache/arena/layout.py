@@ -7,7 +7,7 @@
     +--------------------+
     | intent             |  count, then pairs (word, value): what the holder of the commit lock is about to store
     +--------------------+
-    | lanes              |  one for each attached process: life lock, pid, role, counters
+    | lanes              |  one for each attached process: life lock, pid, role, counters, histograms
     | stripes            |  one for each part of the plain keys: lock, where it writes, its versions
     +--------------------+
     | buckets            |  one word each: the first entry of a hash chain, 0 for none
@@ -99,16 +99,20 @@ INTENT_PAIRS = 16 * 1024
 INTENT_BYTES = 16 * INTENT_PAIRS + PAGE
 
 # A lane.
-LANE_BYTES = 512
+LANE_BYTES = 1536
 LANE_PID = 8  # words from the lane's first; its first 8 words are the life lock
 LANE_ROLE = 9
 LANE_STARTED = 10  # the process's start time in clock ticks, from /proc/PID/stat
 LANE_LOWEST = 12  # the lowest entry that the process may have decoded; 0: none
 LANE_BY_MUTEX = 11  # 1: the life lock tells whether the process lives; 0: pid and start time do
+LANE_EPOCH = 13  # the epoch in which the process leads; 0: it does not
 LANE_BEAT = 15  # grows each time the process shows that it goes on
 LANE_COUNTERS = 16
 COUNTERS = 48
-"""Counters in a lane. Lane 0 belongs to nobody: it keeps the sums of lanes that were given back."""
+LANE_HISTOGRAMS = LANE_COUNTERS + COUNTERS
+HISTOGRAM_WORDS = 128
+"""Counters and words of histograms in a lane. Lane 0 belongs to nobody: it keeps the sums of lanes that were given
+back."""
 
 # A stripe: words from its first; its first 8 are its lock.
 STRIPE_BYTES = 128
@@ -167,8 +171,9 @@ SLAB_IN_USE = 2**64 - 1
 SLAB_OF_ENTRIES = 2**64 - 2
 
 DESCRIPTION = (
-    "shmcache arena, layout 3; header, state, commit lock, intent, lanes 512, stripes 128, entries 10 words from the "
-    "end, slabs 2 words, slots QII, locations 36+28, ring entries QIIII, counters 48, load locks 64"
+    "shmcache arena, layout 4; header, state, commit lock, intent, lanes 1536, stripes 128, entries 10 words from the "
+    "end, slabs 2 words, slots QII, locations 36+28, ring entries QIIII, counters 48, histograms 128, "
+    "load locks 64"
 )
 LAYOUT_HASH = int.from_bytes(hashlib.blake2b(DESCRIPTION.encode(), digest_size=8).digest(), "little")
 

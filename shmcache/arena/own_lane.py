@@ -7,6 +7,7 @@ import contextlib
 from shmcache.arena import work
 from shmcache.arena.counters import Counter, Lanes
 from shmcache.arena.critical import Critical
+from shmcache.arena.histograms import Histogram
 from shmcache.arena.layout import ENDED, FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
 from shmcache.arena.patience import WouldWait
@@ -69,6 +70,18 @@ class OwnLane:
         """Add to one of this process's counters. Raises ArenaError as `enter`."""
         self.join()
         self._lanes.count(self.lane, counter, amount)
+
+    def observe(self, histogram: Histogram, value: float, times: int) -> None:
+        """Note a value in one of this process's histograms. Raises ArenaError as `enter`."""
+        self.join()
+        self._lanes.observe(self.lane, histogram, value, times)
+
+    def lead(self, epoch: int) -> None:
+        """Say in which epoch this process leads, 0 for not at all. Raises ArenaError as `enter`."""
+        if epoch:
+            self.join()
+        if self.lane:
+            self._lanes.set_epoch(self.lane, epoch)
 
     def counted(self, counter: Counter) -> int:
         """Return what this process has counted."""

@@ -42,6 +42,7 @@ from shmcache.errors import ArenaDamaged
 
 _pack_key = struct.Struct(">QQ").pack
 _OWNER_DIED = 0x40000000  # futex(2)
+_WAITERS = 0x80000000  # futex(2)
 _THREAD_MASK = 0x3FFFFFFF  # futex(2)
 
 
@@ -84,21 +85,26 @@ class Occupancy(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A lock that somebody has: the thread, and its process. `died`: whoever takes it next repairs what it left."""
+    """A lock that somebody has: the thread, and its process. `died`: whoever takes it next repairs what it left.
+    `waited_for`: somebody else sleeps until it is free."""
 
     lock: str
     thread: int
     pid: int
     died: bool
+    waited_for: bool
 
 
 class Lane(NamedTuple):
-    """An attached process and what it has counted, by lower-case names; counts of 0 are left out."""
+    """An attached process and what it has counted, by lower-case names; counts of 0 are left out.
+
+    `epoch` is the one in which it leads, 0 if it does not."""
 
     lane: int
     pid: int
     role: str
     alive: bool
+    epoch: int
     counts: dict[str, int]
 
 
@@ -161,7 +167,7 @@ def occupancy(memory: Memory) -> Occupancy:
     """Return what is in the table and in the slabs."""
     words = memory.words
     table, slabs = Table(memory), Slabs(memory)
-    rows = _rows_of(memory)
+    rows = rows_of(memory)
     present = rows[:, LOCATION] != 0
     flags = rows[:, CHAIN]
     return Occupancy(
@@ -202,7 +208,8 @@ def holders(memory: Memory) -> list[Holder]:
     for name, offset in lock_places(memory):
         thread, died = _lock_owner(memory, offset)
         if thread or died:
-            found.append(Holder(name, thread, _process_of(thread), died))
+            waited_for = bool(memory.words[offset // WORD] & _WAITERS)
+            found.append(Holder(name, thread, _process_of(thread), died, waited_for))
     return found
 
 
@@ -226,7 +233,8 @@ def lanes(memory: Memory) -> list[Lane]:
             for counter in Counter
             if words[word + layout.LANE_COUNTERS + counter]
         }
-        found.append(Lane(lane, pid, ROLES[words[word + layout.LANE_ROLE] % len(ROLES)], alive, counts))
+        role = ROLES[words[word + layout.LANE_ROLE] % len(ROLES)]
+        found.append(Lane(lane, pid, role, alive, words[word + layout.LANE_EPOCH], counts))
     return found
 
 
@@ -244,6 +252,14 @@ def rings(memory: Memory) -> list[RingDepth]:
     return found
 
 
+def stripe_puts(memory: Memory) -> int:
+    """Return how many records were overwritten under stripes alone."""
+    first = memory.layout.stripes // WORD + layout.STRIPE_SEQUENCE
+    step = STRIPE_BYTES // WORD
+    words = memory.words
+    return sum(words[first + number * step] // VERSION_STEP for number in range(memory.layout.stripe_count))
+
+
 def work_outstanding(memory: Memory) -> int:
     """Return how many entries are on the work queue or claimed."""
     outstanding: int = memory.words[layout.OUTSTANDING]
@@ -253,14 +269,14 @@ def work_outstanding(memory: Memory) -> int:
 def keys(memory: Memory) -> Iterator[bytes]:
     """Return the keys that have a record. One that is there all the while is among them; what is being changed may
     come as a key that is none, and one that is deleted and put again meanwhile twice."""
-    rows = _rows_of(memory)
+    rows = rows_of(memory)
     found = _present(rows)
     return map(_pack_key, rows[found, KEY_HIGH].tolist(), rows[found, KEY_LOW].tolist())
 
 
 def record_count(memory: Memory) -> int:
     """Return how many keys have a record."""
-    return int(np.count_nonzero(_rows_of(memory)[:, LOCATION]))
+    return int(np.count_nonzero(rows_of(memory)[:, LOCATION]))
 
 
 def largest(memory: Memory, count: int) -> list[RecordFact]:
@@ -281,7 +297,8 @@ _Rows = npt.NDArray[np.uint64]
 _Numbers = npt.NDArray[np.intp]
 
 
-def _rows_of(memory: Memory) -> _Rows:
+def rows_of(memory: Memory) -> _Rows:
+    """Return all entries, as `Table.rows` does. Raises ArenaError."""
     try:
         return Table(memory).rows()
     except (ValueError, IndexError):
@@ -290,7 +307,7 @@ def _rows_of(memory: Memory) -> _Rows:
 
 def _rows_with_records(memory: Memory) -> _Rows:
     """Return a copy of the entries that have a record."""
-    rows = _rows_of(memory)
+    rows = rows_of(memory)
     return rows[_present(rows)]
 
 

@@ -6,7 +6,9 @@ record counts only if its checksum holds and its version is the same afterwards.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 from typing import Self
 
 from shmcache.arena import segment
@@ -15,6 +17,7 @@ from shmcache.arena.memory import Memory
 from shmcache.arena.reading import Found
 from shmcache.arena.slab import Slabs
 from shmcache.arena.table import Table
+from shmcache.errors import ArenaError
 
 _TRIES = 10
 
@@ -41,6 +44,17 @@ class View:
         """Look at an arena by its name. Raises ArenaMissing, ArenaUnusable."""
         self.name = name
         self.memory: Memory = ReadOnlyMemory(*segment.attach_segment(name, read_only=True), name)
+
+    @classmethod
+    def inherited(cls, name: str, mapped: Memory) -> Self:
+        """Look at an arena through the mapping that this process inherited by a fork, which from now on the kernel lets
+        it only read. For a process that has no lane of its own. Raises ArenaError."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(ctypes.c_void_p(mapped.address), ctypes.c_size_t(mapped.layout.end), mmap.PROT_READ):
+            raise ArenaError(f"arena {name!r} cannot be made read-only here: {os.strerror(ctypes.get_errno())}")
+        made = cls.__new__(cls)
+        made.name, made.memory = name, mapped
+        return made
 
     def read(self, key: bytes) -> Found | None:
         """Return a key's record, or None if it has none, or it is damaged, or changes all the time."""

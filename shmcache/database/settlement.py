@@ -34,7 +34,7 @@ class Shortfall(NamedTuple):
 
 
 class OpenHold(NamedTuple):
-    """An estimate that is held until its node execution ends."""
+    """An estimate that is held until its node execution ends; since `held_at`, in seconds since the epoch."""
 
     transaction_key: str
     user_id: str
@@ -42,6 +42,7 @@ class OpenHold(NamedTuple):
     node_exec_id: str
     graph_exec_id: str
     owner_pid: int
+    held_at: float
 
 
 class _Account:
@@ -125,8 +126,8 @@ def load_open_holds(connection: psycopg.Connection[Any], arena_id: str) -> list[
     """Return the estimates that processes of an arena hold, as far as its charge ring is settled."""
     rows = connection.execute(statement("holds_of_arena"), {"arena_id": arena_id})
     return [
-        OpenHold(key, str(user), amount, str(node_exec), str(graph_exec), pid)
-        for key, user, amount, node_exec, graph_exec, pid in rows
+        OpenHold(key, str(user), amount, str(node_exec), str(graph_exec), pid, held_at)
+        for key, user, amount, node_exec, graph_exec, pid, held_at in rows
     ]
 
 

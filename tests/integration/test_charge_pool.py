@@ -224,6 +224,14 @@ def test_a_pool_that_hangs_is_replaced(
     assert arena.counter_totals()["pool_replaced"] >= 1
 
 
+def test_a_pool_that_is_left_before_it_is_up_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    pool = SettlementPool(1, "")
+    pool._pipes[0].close()
+    pool._processes[0].join(60)
+    assert pool._processes[0].exitcode == 0
+    assert capfd.readouterr() == ("", "")
+
+
 def test_charges_do_not_wait_for_the_pool_to_come_up(
     arena: Arena, users: list[str], database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -27,6 +28,7 @@ from shmcache.database.migrate import identity
 from shmcache.execution_data_client import WorkKind
 from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
+from shmcache.setting_layers import CONFIG
 from tests.integration.readme import Block, blocks, command_lines, inline_commands, parse, variants
 from tests.integration.test_clients import SINK, small_graph
 from tests.integration.test_dead_letters import orphans
@@ -147,10 +149,29 @@ def arithmetic(block: Block, *_: object) -> None:
     assert arena == pytest.approx(8 * rate * (kib["write ring"] + data) * 60 / 1024, rel=0.01)
 
 
+def settings_in_three_places(block: Block, directory: Path, _database_url: str) -> None:
+    """Each place that is shown sets what it says, and the later ones weigh more."""
+    in_environment, in_file, on_the_command_line = (re.split(r" {2,}", line)[0] for line in block.text.splitlines())
+    name, value = shlex.split(in_environment)[0].split("=")
+    file = directory / "config.toml"
+    file.write_text(in_file.replace("5 s", "6 s"))
+    setting = name.removeprefix("SHMCACHE_").lower()
+
+    def holds(*arguments: str, **environment: str) -> tuple[object, str]:
+        printed = python(["-m", "tools.cli", "config", "--json", *arguments], directory, **environment)
+        found = json.loads(printed)["settings"][setting]
+        return found["value"], found["source"]
+
+    assert holds(**{name: value}) == (5.0, "environment")
+    assert holds("--config", str(file), **{name: value}) == (6.0, "file")
+    assert holds("--config", str(file), *on_the_command_line.split(), **{name: value}) == (5.0, "command line")
+
+
 SHAPES: dict[str, Callable[[Block, Path, str], None]] = {
     "shmcache run  ": table_of_a_run,
     "| arena   table": picture,
     "write ring = rate x": arithmetic,
+    "--set sync_interval=5s": settings_in_three_places,
 }
 """Blocks that are no code and no commands: what looks whether they are still true."""
 
@@ -276,7 +297,7 @@ def test_what_is_installed_by_pip_is_an_extra() -> None:
 
 def test_every_setting_that_is_named_is_one() -> None:
     known = set(re.findall(r"^\| `(SHMCACHE_\w+)` \|", README, re.MULTILINE))
-    assert set(re.findall(r"SHMCACHE_\w+", README)) <= known
+    assert set(re.findall(r"SHMCACHE_\w+", README)) <= known | {CONFIG}
 
 
 def test_every_link_leads_to_a_heading() -> None:

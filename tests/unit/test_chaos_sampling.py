@@ -37,3 +37,10 @@ def test_a_leak_is_found(mib_a_minute: float) -> None:
 def test_a_short_run_says_nothing_of_growth() -> None:
     assert samples_of(9, float).growth() == []
     assert Samples().growth() == []
+
+
+def test_a_few_moments_say_nothing_of_growth() -> None:
+    made = Samples()
+    for second in (*range(0, 300, 60), *range(1500, 1800, 60)):
+        made.add(float(second), {"MiB": float(second)})
+    assert made.growth() == []

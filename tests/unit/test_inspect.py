@@ -97,11 +97,13 @@ def test_a_stopped_holder_of_the_commit_lock_is_named_and_keeps_nobody_from_look
             os.kill(os.getpid(), signal.SIGSTOP)
         os._exit(0)
     os.waitpid(pid, os.WUNTRACED)
-    facts = json.loads(shmcache(tmp_path, "inspect", arena.name, "--json").stdout)
-    assert facts["lock_holders"] == [{"lock": "commit", "thread": pid, "pid": pid, "died": False}]
+    try:
+        facts = json.loads(shmcache(tmp_path, "inspect", arena.name, "--json").stdout)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert facts["lock_holders"] == [{"lock": "commit", "thread": pid, "pid": pid, "died": False, "waited_for": False}]
     assert facts["occupancy"]["records"] == 2
-    os.kill(pid, signal.SIGCONT)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_arenas_are_listed_the_broken_ones_with_what_is_wrong(arena: Arena, tmp_path: Path) -> None:

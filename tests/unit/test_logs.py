@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +42,9 @@ def test_a_line_of_text_says_which_process_of_which_arena_wrote_it(root: logging
     stream, _ = write_to(root, TextFormatter(""))
     bind_arena("main")
     logging.getLogger("somebody").warning("%s happened", "something")
-    assert stream.getvalue().endswith(f" WARNING MainProcess {os.getpid()} [main]: something happened\n")
+    assert stream.getvalue().endswith(
+        f" WARNING {multiprocessing.current_process().name} {os.getpid()} [main]: something happened\n"
+    )
 
 
 def test_a_line_of_json_has_the_same_and_what_the_event_was_made_from(root: logging.Logger) -> None:
@@ -51,8 +54,8 @@ def test_a_line_of_json_has_the_same_and_what_the_event_was_made_from(root: logg
     line: dict[str, Any] = json.loads(stream.getvalue())
     assert line.pop("time").endswith("Z")
     assert line == {
-        "level": "INFO", "role": "MainProcess", "pid": os.getpid(), "arena": "main", "logger": "somebody",
-        "event": "Synced %d outputs", "message": "Synced 3 outputs", "outputs": 3,
+        "level": "INFO", "role": multiprocessing.current_process().name, "pid": os.getpid(), "arena": "main",
+        "logger": "somebody", "event": "Synced %d outputs", "message": "Synced 3 outputs", "outputs": 3,
     }  # fmt: skip
 
 

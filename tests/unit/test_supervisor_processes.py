@@ -204,3 +204,13 @@ def test_signals_are_queued_in_order_end_a_wait_and_are_given_back() -> None:
         os.waitpid(child, 0)
         assert queue.is_empty, "a child's end wakes the loop and asks nobody to end"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_supervisor_waits_longer_for_a_lock_where_it_would_not_try_again(arena: Arena) -> None:
+    arena.lock_wait_seconds = 60
+    made = Processes(arena, stopped_seconds=10)
+    hasty = arena.lock_wait_seconds
+    assert hasty < 1
+    with made.patient():
+        assert arena.lock_wait_seconds == 60
+    assert arena.lock_wait_seconds == hasty

@@ -1,4 +1,4 @@
-/* A wall clock that can be set for one program: preloaded, it adds the seconds in the file that SHMCACHE_CHAOS_CLOCK
+/* A wall clock that can be set for one program: preloaded, it adds the seconds in the file that CHAOS_CLOCK
    names to what the system's clock says. Clocks that only run (CLOCK_MONOTONIC) are the system's. */
 
 #define _GNU_SOURCE
@@ -16,7 +16,7 @@ static int (*system_clock)(clockid_t, struct timespec *);
 
 __attribute__((constructor)) static void begin(void)
 {
-    const char *path = getenv("SHMCACHE_CHAOS_CLOCK");
+    const char *path = getenv("CHAOS_CLOCK");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
 
     system_clock = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -115,23 +116,31 @@ class Faults:
 
     def everything(self) -> list[psutil.Process]:
         """Return all living processes that a supervisor of the run has started, and itself."""
-        found = []
+        found, sessions = [], {self.supervised.pid}
         for name in os.listdir("/proc"):  # as psutil would, but without a look at each: there may be thousands
-            if name.isdigit() and _session(int(name)) in self._sessions:
+            if name.isdigit() and (session := _session(int(name))) in self._sessions:
+                sessions.add(session)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     found.append(psutil.Process(int(name)))
+        self._sessions &= sessions  # a session that nobody is in any more is over: its number may become another's
         return [each for each in found if _is_alive(each)]
+
+    def is_whole(self, workers: int) -> bool:
+        """Say whether all that a supervisor starts is there."""
+        roles = Counter(_role(each) for each in self.processes())
+        return roles["worker"] == workers and roles["syncer"] > 1 and roles["charger"] == 1
 
     def connections(self) -> int | None:
         """Return how many connections the run has to its database; None while that does not answer."""
         try:
             with connect(self._server.url, application_name="shmcache chaos") as connection:
                 row = connection.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND application_name <> 'shmcache chaos'"
                 ).fetchone()
         except (psycopg.Error, DatabaseUnavailable):
             return None
-        return None if row is None else int(row[0]) - 1
+        return None if row is None else int(row[0])
 
     # Processes
 
@@ -174,7 +183,7 @@ class Faults:
     def _processes_called(self, what: str) -> Iterator[psutil.Process]:
         leader = self._leader()
         for each in self.processes():
-            role = _title(each).removeprefix("shmcache: ").partition(" ")[0]
+            role = _role(each)
             if what == "pool":
                 if role == "charger":
                     with contextlib.suppress(psutil.NoSuchProcess):
@@ -253,12 +262,12 @@ class Faults:
     def _memory_full(self, part: float) -> bool:
         return self._fill("memory", self._ground.fill_memory, part)
 
-    def _fill(self, what: str, fill: Callable[[], Callable[[], None]], part: float) -> bool:
-        if what in self._full:
+    def _fill(self, what: str, fill: Callable[[], Callable[[], None] | None], part: float) -> bool:
+        began = time.monotonic()
+        empty = None if what in self._full else fill()
+        if empty is None:
             return False
         self._full.add(what)
-        began = time.monotonic()
-        empty = fill()
 
         def end() -> None:
             empty()
@@ -273,6 +282,10 @@ class Faults:
     def _clock_step(self, part: float) -> bool:
         self._ground.step_clock((2 * part - 1) * _MOST_STEP_SECONDS)
         return True
+
+
+def _role(process: psutil.Process) -> str:
+    return _title(process).removeprefix("shmcache: ").partition(" ")[0]
 
 
 def _names(pids: list[int]) -> str:

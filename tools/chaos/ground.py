@@ -20,9 +20,10 @@ _DISK_BYTES = 64 << 30
 _MEMORY_BYTES = 320 << 20
 _SPARE_BYTES = 64 << 10
 """What a full one has left."""
+_MOST_TRIES = 10
 _CLONE_NEWNS = 0x00020000
 _CLOCK_SOURCE = Path(__file__).with_name("clock.c")
-_CLOCK_VARIABLE = "SHMCACHE_CHAOS_CLOCK"
+_CLOCK_VARIABLE = "CHAOS_CLOCK"
 
 
 class Cannot(Exception):
@@ -66,12 +67,12 @@ class Ground:
         with self._clock.open("r+b") as file:
             file.write(struct.pack("q", int(seconds)))
 
-    def fill_disk(self) -> Callable[[], None]:
+    def fill_disk(self) -> Callable[[], None] | None:
         """Leave next to no room on the disk; return what undoes that."""
         assert self.disk is not None
         return _fill(self.disk, _DISK_BYTES)
 
-    def fill_memory(self) -> Callable[[], None]:
+    def fill_memory(self) -> Callable[[], None] | None:
         """Leave next to no room in /dev/shm; return what undoes that."""
         return _fill(SHARED_MEMORY, _MEMORY_BYTES)
 
@@ -123,14 +124,21 @@ class Ground:
         }
 
 
-def _fill(place: Path, bytes_before: int) -> Callable[[], None]:
-    """Make a tmpfs as large as what is in it, which takes no memory; return what makes it as large as before."""
+def _fill(place: Path, bytes_before: int) -> Callable[[], None] | None:
+    """Make a tmpfs as large as what is in it, which takes no memory; return what makes it as large as before.
+
+    None: it grows too quickly."""
 
     def resize(size: int) -> None:
         _mount("-o", f"remount,size={size}", str(place))
 
-    resize(shutil.disk_usage(place).used + _SPARE_BYTES)
-    return lambda: resize(bytes_before)
+    for _ in range(_MOST_TRIES):
+        try:
+            resize(shutil.disk_usage(place).used + _SPARE_BYTES)
+        except Cannot:
+            continue  # more than that has been written since: it cannot be made smaller than what is in it
+        return lambda: resize(bytes_before)
+    return None
 
 
 def _mount(*arguments: str) -> None:

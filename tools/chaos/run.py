@@ -39,6 +39,7 @@ _MOST_BEHIND_SECONDS = 1.0
 _END_SECONDS = 120.0
 """How long nothing may come of what was begun, at the end."""
 _BEFORE_STALL_SECONDS = 2.0
+_MOST_FAILURES = 30
 _SERVERS = "PostgreSQL."
 _RICH, _POOR = 10**12, 2_000
 _RICH_USERS = 3
@@ -132,6 +133,7 @@ class _Run:
         self._plan_path = directory / "plan.json"
         (directory / "journals").mkdir()
         self._restarts = -1
+        self._failures = 0
         self._samples = Samples()
         self._plan = Plan(
             str(directory), str(self._state_dir), "", f"chaos-{os.getpid()}", arena_size, workers,
@@ -160,6 +162,8 @@ class _Run:
             self._start(faults)
             kills = self._make_all(faults, (event for event in events if event.fault not in skipped), limits)
             self._await_end(faults)
+            if limits.minutes is not None and not self._samples.growth():
+                skipped["growth"] = "the run was too short, or its processes were too seldom all there, to say"
             seconds = time.monotonic() - began
             left = self._left_behind(faults)
             self._say("comparing journals and database")
@@ -195,12 +199,16 @@ class _Run:
             )  # fmt: skip
 
     def _look_after(self, faults: Faults) -> int | None:
-        """Start what was killed again; return the status of one that ended by itself."""
+        """Start what was killed again; return the status of one that ended by itself. Raises ChaosError."""
         status = faults.supervised.poll()
-        if status is not None and status != 0:
-            self._start(faults)
-            return None
-        return status
+        if status is None or status == 0:
+            return status
+        # While the database is away it gives up; but it does not do that for ever.
+        self._failures = self._failures + 1 if status > 0 else 0
+        if self._failures > _MOST_FAILURES:
+            raise ChaosError(f"the supervisor does not start, {_MOST_FAILURES} times in a row")
+        self._start(faults)
+        return None
 
     def _make_all(self, faults: Faults, events: Iterator[Event], limits: Limits) -> int:
         """Make one fault after the other until it is enough; return how many processes were killed."""
@@ -212,7 +220,7 @@ class _Run:
             while (left := due - time.monotonic()) > 0:
                 self._look_after(faults)
                 faults.tend()
-                self._samples.take(faults)
+                self._samples.take(faults, self._plan.workers)
                 time.sleep(min(left, _TURN_SECONDS))
             self._say(f"{number}: {event.fault}; {kills} killed")
             kills += faults.make(event) and event.fault.startswith("kill-")

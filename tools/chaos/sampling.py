@@ -15,8 +15,10 @@ from tools.chaos.faults import Faults
 from tools.chaos.ground import SHARED_MEMORY
 
 _EVERY_SECONDS = 2.0
+_AGAIN_SECONDS = 0.3
 _WARM_SECONDS = 300.0
 _LAST_SECONDS = 300.0
+_LEAST_SAMPLES = 10
 _MOST_FACTOR = 1.25
 
 
@@ -48,10 +50,13 @@ class Samples:
         self._samples: list[_Sample] = []
         self._next = 0.0
 
-    def take(self, faults: Faults) -> None:
-        """Look, if it is time to."""
+    def take(self, faults: Faults, workers: int) -> None:
+        """Look, if it is time to, and all processes that there should be are there."""
         now = time.monotonic()
         if now < self._next:
+            return
+        self._next = now + _AGAIN_SECONDS
+        if not faults.is_whole(workers):
             return
         self._next = now + _EVERY_SECONDS
         memory, descriptors = [], []
@@ -84,7 +89,7 @@ class Samples:
         self._samples.append(_Sample(now, figures))
 
     def growth(self) -> list[Growth]:
-        """Return how each figure grew; nothing for a run that is too short to say."""
+        """Return how each figure grew; nothing for a run that is too short to say, or had too few moments to look."""
         if not self._samples:
             return []
         begin, end = self._samples[0].time, self._samples[-1].time
@@ -92,6 +97,8 @@ class Samples:
             return []
         first = [each.figures for each in self._samples if each.time < begin + _WARM_SECONDS]
         last = [each.figures for each in self._samples if each.time > end - _LAST_SECONDS]
+        if min(len(first), len(last)) < _LEAST_SAMPLES:
+            return []
         return [
             Growth(name, round(median(each[name] for each in first), 1), round(median(each[name] for each in last), 1))
             for name in first[0]

@@ -1,19 +1,18 @@
-"""Python's multiprocessing, as the charge pool uses it: spawned processes, semaphores, the resource tracker."""
+"""Python's multiprocessing: what workers may need of it, and a spawned process, as the charge pool has them."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import spawn
+from multiprocessing.connection import Connection
 from types import ModuleType
 
 from shmcache.arena import Arena
 from shmcache.arena.segment import unlink_segment
 from shmcache.errors import ArenaError
-from tools.doctor.finding import Finding, failure, ok
+from tools.doctor.finding import Finding, failure, ok, warning
 
 _WAIT_SECONDS = 60.0
 _PROBE_BYTES = 4 << 20
@@ -26,37 +25,64 @@ def check_start_method() -> Finding:
 
 
 def check_semaphores() -> Finding:
-    """Make a semaphore, which a pool of processes needs."""
+    """Make a semaphore. Ours need none; a worker's own locks, queues and pools do."""
     try:
         multiprocessing.get_context("spawn").Lock()
     except (OSError, ImportError) as error:
-        return failure("semaphores", str(error), "mount /dev/shm for writing, mode 1777: semaphores are files there")
+        return warning(
+            "semaphores", str(error), "where workers have locks, queues or pools: mount /dev/shm for writing, mode 1777"
+        )
     return ok("semaphores", "can be made")
 
 
 def check_spawn() -> Finding:
     """Spawn a process that makes an arena and ends, and see that its resource tracker leaves the arena alone."""
-    name = f"doctor-{os.getpid()}"
+    check, name = "spawned processes", f"doctor-{os.getpid()}"
+    try:
+        error = _make_elsewhere(name)
+        if error is None:
+            Arena.attach(name).close()
+            return ok(check, "one made an arena, which outlived it and its resource tracker")
+        return failure(check, f"one could not make an arena: {error}", "see what is said of shared memory above")
+    except ArenaError as gone:
+        return failure(check, f"an arena went with its maker: {gone}", "look for who empties /dev/shm")
+    except (EOFError, OSError) as died:
+        program = os.fsdecode(spawn.get_executable() or b"")
+        return failure(
+            check, f"one did not answer ({type(died).__name__})",
+            f"see that {program} can be run, and which PYTHON* variables are set",
+        )  # fmt: skip
+    finally:
+        unlink_segment(name)
+
+
+def _make_elsewhere(name: str) -> Exception | None:
+    """Have a spawned process make an arena and end; return what it was refused with. Raises EOFError, OSError."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_make_probe, args=(name, there), daemon=True)
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")  # the spawned process is to load this module alone
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
-        pool.submit(_make_probe, name).result(_WAIT_SECONDS)
-        pool.shutdown()
-        Arena.attach(name).close()
-    except (BrokenProcessPool, TimeoutError, OSError) as error:
-        return failure(
-            "spawned processes", f"{type(error).__name__}: {error}",
-            f"see that {os.fsdecode(spawn.get_executable() or b'')} can be run, and which PYTHON* variables are set",
-        )  # fmt: skip
-    except ArenaError as error:
-        return failure("spawned processes", f"an arena went with its maker: {error}", "look for who empties /dev/shm")
+        process.start()
+        there.close()
+        if not here.poll(_WAIT_SECONDS):
+            raise TimeoutError
+        answer: Exception | None = here.recv()
+        process.join(_WAIT_SECONDS)
+        return answer
     finally:
         sys.modules["__main__"] = main
-        pool.shutdown(wait=False, cancel_futures=True)
-        unlink_segment(name)
-    return ok("spawned processes", "one made an arena, which outlived it and its resource tracker")
+        here.close()
+        if process.pid is not None:
+            process.kill()
+            process.join()
 
 
-def _make_probe(name: str) -> None:
-    Arena.create(name, _PROBE_BYTES).close()
+def _make_probe(name: str, pipe: Connection) -> None:
+    answer = None
+    try:
+        Arena.create(name, _PROBE_BYTES).close()
+    except Exception as error:
+        answer = error
+    pipe.send(answer)
