@@ -48,6 +48,15 @@ def _check_size(value: Any) -> Any:
     return value
 
 
+def _find_directory(path: Path) -> Path:
+    if "\0" in str(path):
+        raise PydanticCustomError("directory", "no path: it holds the character NUL")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise PydanticCustomError("directory", "no path: there is no such user whose home it could be in") from None
+
+
 Seconds = Annotated[
     float, BeforeValidator(_parse_duration), Field(gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False), Kind.SECONDS
 ]
@@ -67,7 +76,7 @@ Secret = Annotated[str, Kind.SECRET]
 DatabaseUrl = Annotated[str, Kind.DATABASE_URL]
 """An address of PostgreSQL, whose password is never printed or logged."""
 
-Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Directory = Annotated[Path, AfterValidator(_find_directory)]
 """A directory; `~` is the user's own."""
 
 

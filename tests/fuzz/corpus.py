@@ -43,6 +43,9 @@ FOUND: list[tuple[str, Any]] = [
     ("settings", {"lock_wait": "9" * 400}),
     ("settings", {"ring_wait": "1e300"}),
     ("settings", {"arena_size": "1" * 30 + " TB"}),
+    # A RuntimeError, for the home of nobody; a path that no file can have.
+    ("settings", {"state_dir": "~nobody-of-this-name/x"}),
+    ("settings", {"state_dir": "\0"}),
     # Attached to although it does not begin with what says that it is an arena.
     ("header of a segment", {MAGIC_WORD: 0}),
     # A TypeError and no JSON, for keys that are bytes, numbers that are none, and half a surrogate pair.

@@ -109,7 +109,9 @@ def _words(arguments: list[str], path: Path) -> list[str]:
     return [each.replace("FILE", str(path)) for each in arguments]
 
 
-_NAMES = st.text(max_size=70) | st.sampled_from(["", ".", "..", "/", "FILE", "no-such-arena", "\udcff", "-", "--json"])
+_NAMES = st.text(st.characters(exclude_characters="\0"), max_size=70) | st.sampled_from(
+    ["", ".", "..", "/", "FILE", "no-such-arena", "\udcff", "-", "--json"]
+)
 _LINES = st.tuples(
     st.one_of(
         st.tuples(st.just("inspect"), _NAMES).map(list),
