@@ -17,9 +17,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, TypeVarTuple
 
-from shmcache.arena.patience import patience
 from shmcache.errors import TransactionMisused
 from shmcache.execution_data_client import ExecutionDataClient, Work
+from shmcache.patience import patience
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from shmcache.arena import Arena, Ring, Transaction
-from shmcache.arena.patience import HURRIED, Errand, WouldWait, patience
 from shmcache.arena.transaction import Outcome
 from shmcache.async_execution_data_client import AsyncExecutionDataClient
 from shmcache.cached_client import CachedClient
@@ -27,6 +26,7 @@ from shmcache.errands import Errands
 from shmcache.errors import FlushTimeout, InvalidValue
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.identifiers import id_text
+from shmcache.patience import HURRIED, Errand, WouldWait, patience
 from shmcache.watch import Watch
 
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 
-from shmcache.arena.patience import Abandoned, before_waiting, patience
 from shmcache.database.connection import address, connect
 from shmcache.errors import DatabaseUnavailable
+from shmcache.patience import Abandoned, before_waiting, patience
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -2,7 +2,7 @@
 
 A task that is cancelled while it waits for an errand goes on at once, unless the errand is writing at that moment: then
 it waits for the errand's end, which is near, so that what a cancelled call did is done when the cancelling is.
-(`shmcache.arena.patience` has the handshake.)
+(`shmcache.patience` has the handshake.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import TypeVar
 
-from shmcache.arena.patience import Errand, patience
+from shmcache.patience import Errand, patience
 
 T = TypeVar("T")
 

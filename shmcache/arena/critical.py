@@ -34,8 +34,8 @@ from shmcache.arena.layout import (
 )
 from shmcache.arena.memory import Memory, Stage
 from shmcache.arena.mutex import RobustMutex
-from shmcache.arena.patience import before_waiting, to_the_end
 from shmcache.errors import ArenaDamaged, ArenaError, ShmcacheError, TransactionTooLarge
+from shmcache.patience import before_waiting, to_the_end
 
 _COUNT = INTENT_OFFSET // WORD
 _PAIRS = _COUNT + 2

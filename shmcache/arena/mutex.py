@@ -28,8 +28,8 @@ import time
 from collections.abc import Callable
 from types import CodeType, FrameType
 
-from shmcache.arena.patience import before_waiting
 from shmcache.errors import ArenaError, LockTimeout
+from shmcache.patience import before_waiting
 
 SIZE = 64
 """Bytes set aside for a mutex: pthread_mutex_t has 40 on x86-64, 48 on arm64."""

@@ -10,9 +10,9 @@ from shmcache.arena.critical import Critical
 from shmcache.arena.histograms import Histogram
 from shmcache.arena.layout import ENDED, FORGET, QUEUE_SIGNAL, QUEUE_WAITERS, VERSION
 from shmcache.arena.memory import Memory
-from shmcache.arena.patience import WouldWait
 from shmcache.arena.table import Table
 from shmcache.errors import ArenaEnded, ArenaError, LockTimeout
+from shmcache.patience import WouldWait
 
 _NONE = 1 << 63
 _STEP = 1 << 12

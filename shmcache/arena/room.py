@@ -45,11 +45,11 @@ from shmcache.arena.layout import (
 from shmcache.arena.memory import Memory
 from shmcache.arena.moving import KEEPING_FLAGS, Mover
 from shmcache.arena.mutex import RobustMutex, is_on_stack
-from shmcache.arena.patience import before_waiting
 from shmcache.arena.ring_ends import Ring
 from shmcache.arena.slab import RESERVED_SLABS, SLOT_BYTES, NoRoom
 from shmcache.arena.stripes import Stripes
 from shmcache.errors import ArenaError, ArenaFull
+from shmcache.patience import before_waiting
 
 T = TypeVar("T")
 

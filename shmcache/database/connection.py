@@ -16,8 +16,8 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import Ready, Wait
 
-from shmcache.arena.patience import before_waiting
 from shmcache.errors import DatabaseUnavailable
+from shmcache.patience import before_waiting
 
 T = TypeVar("T")
 
