@@ -7,6 +7,8 @@
     client.upsert_execution_output(node_exec_id, "result", 42)     # seen by every process at once, in PostgreSQL soon
     client.flush()                      # or now
 
+`get_db_async_client()` has the same calls as coroutines.
+
 `shmcache.execution_data_client` is where to start reading.
 """
 

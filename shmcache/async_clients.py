@@ -1,10 +1,12 @@
 """The two asynchronous clients: over the cached client, and over the direct one.
 
-CachedAsyncClient     1 the call is made on the loop, where it must not wait: a hit, and nearly every write, ends here
-2 if it would have to, nothing has happened: it is made again in a thread, from the beginning
-3 what was to be durable is waited for afterwards, by a task that holds nothing
+    CachedAsyncClient     1 the call is made on the loop, where it must not wait: hits, and nearly all writes, end here
+                          2 if it would have to, nothing has happened: a thread makes it again, from the beginning
+                          3 what was to be durable is waited for afterwards, by a task that holds nothing
 
-DirectAsyncClient     every call in a thread, each of which has a connection of its own
+    DirectAsyncClient     every call in a thread, each of which has a connection of its own
+
+Both take work on the loop: a claim is never on its way between a thread and a task that may be gone.
 """
 
 from __future__ import annotations

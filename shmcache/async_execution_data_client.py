@@ -336,6 +336,19 @@ class AsyncExecutionDataClient(AsyncCalls):
             self._outside()
         return self._run(self._client.end_work, work, graph_exec_id)
 
+    def take_graph_execution(self, graph_exec_id: str) -> Coroutine[Any, Any, int]:
+        """Make this host the one that writes to a graph execution, which nobody or a lost host has; return the token.
+
+        Blocks. Raises NotOwner while the owner's lease lasts, StillAtWork, NotFound."""
+        if self._transactions:
+            self._outside()
+        return self._run(self._client.take_graph_execution, graph_exec_id)
+
+    @property
+    def watermark(self) -> str:
+        """What this thread wrote last, as a text for `shmcache.reader.Reader.wait_for`; empty where that is nothing."""
+        return self._client.watermark
+
     @property
     def last_sequence(self) -> int:
         """The receipt of what this thread wrote last: its sequence number on the write ring, for `wait_durable`.

@@ -13,7 +13,7 @@ from shmcache.arena import FLAG_INDEXED
 from shmcache.arena.transaction import (
     Touch,
 )
-from shmcache.cached_credits import CachedCredits
+from shmcache.cached_ownership import CachedOwnership
 from shmcache.codec import NodeGroup, PartialExecution, record_json_text
 from shmcache.database import queries
 from shmcache.frozen import FrozenDict, FrozenList, freeze
@@ -32,7 +32,7 @@ from shmcache.records import (
 from shmcache.writes import InputWrite, OutputWrite, WriteKind
 
 
-class CachedClient(CachedCredits):
+class CachedClient(CachedOwnership):
     """The client over an arena. One for each process; its methods may be called from several threads."""
 
     _written_last: tuple[Any, Any, str] = (None, None, "null")

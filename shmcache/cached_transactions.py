@@ -139,6 +139,13 @@ class CachedTransactions(ExecutionDataClient):
         """See ExecutionDataClient."""
         return self._write_sequences.get(threading.get_ident(), 0)
 
+    @property
+    def watermark(self) -> str:
+        """See ExecutionDataClient."""
+        thread = threading.get_ident()
+        write, charge = self._write_sequences.get(thread, 0), self._charge_sequences.get(thread, 0)
+        return f"{self._arena.arena_id}:{write}:{charge}" if write or charge else ""
+
     def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:
         """See ExecutionDataClient."""
         newest = self._arena.write_ring.last_sequence

@@ -6,7 +6,8 @@ A record is the msgpack array of its fields behind a number that names its type.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -73,7 +74,15 @@ _NO_RECORD = (
 )  # fmt: skip
 """What decoding raises for bytes that are none of a record."""
 
-_pack = msgpack.Packer(autoreset=True).pack
+
+class _Packers(threading.local):
+    """A packer for each thread: one is no whole answer's if the garbage collector lets another thread in meanwhile."""
+
+    def __init__(self) -> None:
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
+
+
+_packers = _Packers()
 # A named tuple's own constructor takes three times as long; that the fields are all there is seen by unpacking them.
 _new = tuple.__new__
 _json_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=True).encode
@@ -89,7 +98,7 @@ def encode(record: Record) -> bytes:
 def pack(fields: tuple[Any, ...]) -> bytes:
     """Return the msgpack array of some fields. Raises InvalidValue."""
     try:
-        packed: bytes = _pack(fields)
+        packed = _packers.pack(fields)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidValue(f"a value cannot be stored: {error}") from None
     return packed

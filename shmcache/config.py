@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     )
     decoded_records: int = Field(default=16_384, gt=0, description="records kept decoded in each process")
     sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
+    flush_on: Literal["interval", "node"] = Field(
+        default="interval",
+        description="interval, or node: a node's end is in PostgreSQL before its worker takes the next one",
+    )
     ring_wait: Seconds = Field(default=10.0, description="how long a write waits for room before RingFull")
     lock_wait: Seconds = Field(default=30.0, description="how long a lock is waited for before LockTimeout")
     stopped_wait: Seconds = Field(
@@ -144,6 +148,13 @@ class Settings(BaseSettings):
     )
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
+    )
+    definition_interval: Seconds = Field(
+        default=60.0, description="longest time between two checks of the graphs that the arena has"
+    )
+    host_lease: Seconds = Field(
+        default=15.0,
+        description="how long nobody else takes a host's graph executions after it was heard of last",
     )
     metrics_address: Annotated[str, AfterValidator(_check_address)] | None = Field(
         default=None, description="PORT or HOST:PORT of the status page and the metrics; without one there are none"

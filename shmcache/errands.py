@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,15 +27,21 @@ class Errands:
 
     def __init__(self, threads: int) -> None:
         self._limit = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self.forked()
         _all.add(self)
+
+    def forked(self) -> None:
+        """Take note that this is a forked child: the parent's threads are not here."""
+        self._turn = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
 
     async def run(self, work: Callable[[], T], *, at_once: bool = False) -> T:
         """Do `work` in a thread; return what it returns. `at_once`: once it has started, it is not to be given up."""
         errand = Errand()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix="shmcache errand")
-        future = self._pool.submit(copy_context().run, _do, errand, work, at_once)
+        with self._turn:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix="shmcache errand")
+            future = self._pool.submit(copy_context().run, _do, errand, work, at_once)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -44,7 +51,8 @@ class Errands:
 
     def stop(self) -> None:
         """Return when the threads have done what they are at, and ended. Who needs one later starts others."""
-        pool, self._pool = self._pool, None
+        with self._turn:
+            pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
 
@@ -83,7 +91,7 @@ _all: weakref.WeakSet[Errands] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for errands in _all:
-        errands._pool = None
+        errands.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)

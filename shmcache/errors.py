@@ -236,6 +236,34 @@ class Fenced(ShmcacheError):
         self.epoch = epoch
 
 
+class NotOwner(ShmcacheError):
+    """A graph execution belongs to another host, or belonged to one when a row was written: it is not written.
+
+    `token` counts the takings; `seconds` is how long the owner's lease lasts at least, 0 if that is over or unknown."""
+
+    def __init__(self, graph_exec_id: str, arena_id: str, token: int, seconds: float = 0.0) -> None:
+        reason = (
+            f"whose lease lasts {seconds:.1f} s more: take it when that is over"
+            if seconds > 0
+            else "which has taken it: nothing that another host writes of it is kept but as a dead letter"
+        )
+        super().__init__(f"graph execution {graph_exec_id} belongs to arena {arena_id} by token {token}, {reason}")
+        self.graph_exec_id = graph_exec_id
+        self.arena_id = arena_id
+        self.token = token
+        self.seconds = seconds
+
+
+class StillAtWork(Unavailable):
+    """A graph execution that this host has lost, and takes again, has work here from before that has not ended."""
+
+    def __init__(self, graph_exec_id: str) -> None:
+        super().__init__(
+            f"graph execution {graph_exec_id} has work on this host from before it was lost: take it when that ended"
+        )
+        self.graph_exec_id = graph_exec_id
+
+
 class FlushTimeout(ShmcacheError):
     """Not everything written before a flush was committed in time. `reached` and `wanted` are sequence numbers."""
 

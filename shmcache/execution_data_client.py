@@ -2,7 +2,8 @@
 
 There are two implementations of this one interface. `shmcache.cached_client.CachedClient` answers from the shared
 arena and lets the syncer carry writes to PostgreSQL; `shmcache.direct_client.DirectClient` does every operation on
-PostgreSQL before it returns. `shmcache.get_db_client()` gives a worker the one that its settings ask for.
+PostgreSQL before it returns. `shmcache.get_db_client()` gives a worker the one that its settings ask for. For event
+loops there are the same calls as coroutines, in a module that `python -m tools.async_interface` writes from this one.
 
 Both keep the rules that graphs rely on:
 
@@ -293,6 +294,15 @@ class ExecutionDataClient(ABC):
 
         Part of the surrounding `atomically`."""
 
+    def take_graph_execution(self, graph_exec_id: str) -> int:
+        """Make this host the one that writes to a graph execution, which nobody or a lost host has; return the token.
+
+        What this host created is its own already. Another host's rows for it are refused from here on, and become dead
+        letters. Blocks. Raises NotOwner while the owner's lease lasts, StillAtWork, NotFound. (The direct client is no
+        host: it takes nothing, and returns 0.)"""
+        del graph_exec_id
+        return 0
+
     @property
     @abstractmethod
     def last_sequence(self) -> int:
@@ -300,6 +310,13 @@ class ExecutionDataClient(ABC):
 
         0 if there is nothing to wait for. Any process of the host may wait for it. Charges go another way: `durable`
         and `charge_usage(async_mode=False)` wait for them, and `flush`."""
+
+    @property
+    def watermark(self) -> str:
+        """What this thread wrote last, on either ring, as a text for `shmcache.reader.Reader.wait_for` on any machine.
+
+        Empty where there is nothing to wait for."""
+        return ""
 
     @abstractmethod
     def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> None:

@@ -55,11 +55,13 @@ class Stopped(Exception):
     process's end."""
 
 
-def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+def run_worker(
+    client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int, *, durable_ends: bool = False
+) -> None:
     """Take work and do it until `should_stop()`; the entry at hand is finished first.
 
     A node execution whose workers died `max_attempts` times is FAILED."""
-    manager = Manager(client, should_stop, max_attempts)
+    manager = Manager(client, should_stop, max_attempts, durable_ends=durable_ends)
     do = tracing.of_runs(client, manager.do)
     while not should_stop():
         work = client.take_work(_TAKE_SECONDS)
@@ -73,6 +75,7 @@ def run_worker(client: ExecutionDataClient, should_stop: Callable[[], bool], max
 class _Shape(NamedTuple):
     """What the manager asks of a node's links again and again: links by output, linked inputs, static inputs."""
 
+    node: NodeDefinition
     links_from: dict[str, list[Link]]
     linked: frozenset[str]
     statics: tuple[str, ...]
@@ -84,7 +87,7 @@ def _shape(node: NodeDefinition) -> _Shape:
     for link in sorted(node.output_links, key=lambda link: link.sink_node_id):
         links_from.setdefault(link.source_name, []).append(link)
     statics = tuple(dict.fromkeys(link.sink_name for link in node.input_links if link.is_static))
-    return _Shape(links_from, frozenset(link.sink_name for link in node.input_links), statics)
+    return _Shape(node, links_from, frozenset(link.sink_name for link in node.input_links), statics)
 
 
 class _Piece(NamedTuple):
@@ -107,9 +110,19 @@ class _Refused(Exception):
 
 
 class Manager:
-    """Does the work of graph executions through a client."""
+    """Does the work of graph executions through a client.
 
-    def __init__(self, client: ExecutionDataClient, should_stop: Callable[[], bool], max_attempts: int) -> None:
+    `durable_ends`: the end of a node, or of a graph, is in PostgreSQL before the next entry is taken."""
+
+    def __init__(
+        self,
+        client: ExecutionDataClient,
+        should_stop: Callable[[], bool],
+        max_attempts: int,
+        *,
+        durable_ends: bool = False,
+    ) -> None:
+        self._durable_ends = durable_ends
         self._client = client
         self._should_stop = should_stop
         self._max_attempts = max_attempts
@@ -185,6 +198,7 @@ class Manager:
             client.end_work(work, work.id)
 
         self._persist(client.atomically, finish)
+        self._flush_end()
 
     def _put_back_queued(self, work: Work) -> None:
         """Put what the dead worker had queued on the queue: it may have come no further than the data with it."""
@@ -290,6 +304,12 @@ class Manager:
 
     def _end(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         self._persist(self._client.atomically, partial(self._end_now, work, execution, status))
+        self._flush_end()
+
+    def _flush_end(self) -> None:
+        """Wait until what has ended is in the database, its charge too, where the settings ask for that."""
+        if self._durable_ends:
+            self._persist(self._client.flush)
 
     def _end_now(self, work: Work, execution: NodeExecution, status: ExecutionStatus) -> None:
         stats = None if self._timed_since is None else {"seconds": round(time.monotonic() - self._timed_since, 3)}
@@ -341,6 +361,7 @@ class Manager:
                     self._end(last, execution, ExecutionStatus.COMPLETED)
             begin = end
             if last:
+                self._flush_end()
                 return
 
     def _give_now(self, execution: NodeExecution, step: Sequence[_Piece], again: bool, ending: Work | None) -> None:
@@ -391,7 +412,7 @@ class Manager:
 
     def _shape_of(self, node: NodeDefinition) -> _Shape:
         shape = self._shapes.get(node.id)
-        if shape is None:
+        if shape is None or shape.node is not node:  # a definition that was changed is another object
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
             shape = self._shapes[node.id] = _shape(node)

@@ -21,6 +21,7 @@ from shmcache.arena.transaction import Put, Touch
 from shmcache.backing_store import BackingStore
 from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, encode
 from shmcache.database import queries
+from shmcache.definition_index import DefinitionIndex
 from shmcache.errors import ArenaFull, NotFound
 from shmcache.frozen import FrozenDict, FrozenList
 from shmcache.identifiers import derived_id, id_bytes, id_text
@@ -32,7 +33,6 @@ R = TypeVar("R", bound=Record)
 
 EMPTY: Mapping[str, Any] = FrozenDict()
 _NO_GROUP = NodeGroup([], None)
-_FILL_BATCH = 128
 _PART_ITEMS = 32
 """Inputs and outputs that an execution's record holds before they move to a part."""
 
@@ -58,6 +58,7 @@ class RecordStore:
         self._arena = arena
         self._cache = cache
         self._backing = backing
+        self._definitions = DefinitionIndex(arena)
         # What this thread is writing: `at_hand.pending`, None outside of a transaction.
         self.at_hand = _AtHand()
 
@@ -82,22 +83,9 @@ class RecordStore:
         return hit[1]
 
     def _load_definition(self, identifier: str, kind: type[R], query: Callable[..., Any], name: str) -> R:
-        loaded = self._backing.load(query, identifier)
-        if loaded is None:
-            raise NotFound(name, identifier)
-        graph, nodes = loaded
-        definitions: list[Graph | NodeDefinition] = [graph, *nodes]
-        # Graphs are named by their content: what is loaded cannot be older than what is there.
-        for begin in range(0, len(definitions), _FILL_BATCH):
-            batch = Transaction()
-            batch.operations.extend(
-                Put(id_bytes(each.id), encode(each)) for each in definitions[begin : begin + _FILL_BATCH]
-            )
-            try:
-                self._arena.commit(batch)
-            except ArenaFull:
-                break
-        found = next((each for each in definitions if each.id == identifier), None)
+        loaded = self._definitions.load(lambda: self._backing.load(query, identifier))
+        records: Iterable[Graph | NodeDefinition] = () if loaded is None else loaded.records()
+        found = next((each for each in records if each.id == identifier), None)
         if not isinstance(found, kind):
             raise NotFound(name, identifier)
         return found

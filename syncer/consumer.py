@@ -83,6 +83,7 @@ class RingConsumer(ABC):
         self._outage_logged_at = 0.0
         self._give_up_at: float | None = None
         self._abandon: ShouldStop = lambda: False
+        self._is_staying = True
         self.on_batch: Callable[[], None] | None = None
         """Called after each batch that is in the database."""
 
@@ -106,6 +107,7 @@ class RingConsumer(ABC):
 
         Where the database stays away, the rest stays on the ring."""
         self._abandon = should_stop
+        self._is_staying = False
         candidate = Candidate(self._settings.state_dir, self._arena.name, self.role)
         if candidate.wait(should_stop):
             try:
@@ -134,6 +136,10 @@ class RingConsumer(ABC):
         """Take over from the last leader; return the sequence behind which to read on."""
         self._ring.advance(begun.sequence)
         return begun.sequence
+
+    def _next_look_seconds(self) -> float:
+        """Return how long to wait for being asked to drain."""
+        return self._interval_seconds
 
     def _look_around(self) -> bool:
         """Do what else there is to do once a turn; return whether it put something on the ring."""
@@ -188,7 +194,7 @@ class RingConsumer(ABC):
                     sequence = self._drain(sequence, begun.epoch, should_stop)
                 if stopping:
                     break
-                self._ring.wait_for_drain(self._interval_seconds, should_stop)
+                self._ring.wait_for_drain(self._next_look_seconds(), should_stop)
         self._end()
 
     def _begin_epoch(self, should_stop: ShouldStop) -> Checkpoint | None:

@@ -6,7 +6,7 @@
 
 All in one transaction: a death leaves every letter as it was, and a letter that was replayed is gone. A row that was
 overtaken meanwhile (an execution that has moved on, an output that is there) changes nothing, by the same rules that
-hold for what comes from a ring.
+hold for what comes from a ring; one of a graph execution that is another host's now is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import psycopg
 
 from shmcache.database.batches import write_batch
 from shmcache.database.dead_letters import HeldLetter, delete_dead_letters, hold_dead_letters, refuse_dead_letter
+from shmcache.database.ownership import lost
 from shmcache.database.settlement import settle
+from shmcache.errors import NotOwner
 from shmcache.writes import Charge, Write
 from syncer.entries import CHARGE_RING, read_charge, read_write
 from syncer.refusals import write_around_refusals
@@ -55,11 +57,29 @@ def replay(connection: psycopg.Connection[Any], letter_ids: Sequence[int]) -> Re
             with connection.transaction():
                 settle(connection, [charge for _, charge in some])
 
+        writes = _own(connection, writes, refuse)
         write_around_refusals(writes, write_some, lambda item, error: refuse(item[0], error))
         write_around_refusals(charges, settle_some, lambda item, error: refuse(item[0], error))
         written = [each.id for each in letters if each.id not in refused]
         delete_dead_letters(connection, written)
     return Replayed(written, refused, sorted({*letter_ids} - {each.id for each in letters}))
+
+
+def _own(
+    connection: psycopg.Connection[Any],
+    writes: Sequence[tuple[HeldLetter, Write]],
+    refuse: Callable[[HeldLetter, Exception], None],
+) -> list[tuple[HeldLetter, Write]]:
+    """Return the rows that are still their hosts' to write."""
+    reasons: dict[tuple[str, int], NotOwner] = {}
+    for arena_id in sorted({letter.arena_id for letter, _ in writes}):
+        rows = [(letter.sequence, row) for letter, row in writes if letter.arena_id == arena_id]
+        for sequence, reason in lost(connection, arena_id, rows, lock=True).items():
+            reasons[arena_id, sequence] = reason
+    for letter, _ in writes:
+        if (letter.arena_id, letter.sequence) in reasons:
+            refuse(letter, reasons[letter.arena_id, letter.sequence])
+    return [each for each in writes if (each[0].arena_id, each[0].sequence) not in reasons]
 
 
 def _readable(

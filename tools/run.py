@@ -140,7 +140,8 @@ def run_graphs(
     runs = GraphRuns(graphs, repeat, user_id, settings)
 
     def work(should_stop: ShouldStop) -> None:
-        run_worker(get_db_client(), should_stop, settings.max_attempts)
+        durable_ends = settings.flush_on == "node"
+        run_worker(get_db_client(), should_stop, settings.max_attempts, durable_ends=durable_ends)
 
     Supervisor(settings, arena_name or own_arena_name(), Role("worker", work)).run(runs)
     completed = runs.summary.get("graph_executions_by_status", {}).get(ExecutionStatus.COMPLETED, 0)

@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from shmcache.arena import check, layout, segment, survey, work
@@ -238,6 +238,10 @@ class Arena(Changeable):
         """Return the keys of all entries that are on the work queue or claimed."""
         with self._critical:
             return [self._table.key_of(entry) for entry in work.unfinished(self._table)]
+
+    def keys(self) -> Iterator[bytes]:
+        """Return the keys that have a record; see `survey.keys` for what is changed meanwhile."""
+        return survey.keys(self._memory)
 
     # Processes and counters
 

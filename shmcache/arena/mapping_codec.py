@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -10,7 +11,15 @@ import msgpack
 
 from shmcache.frozen import FrozenDict, FrozenList
 
-_pack = msgpack.Packer(autoreset=True).pack
+
+class _Packers(threading.local):
+    """A packer for each thread: one is no whole answer's if the garbage collector lets another thread in meanwhile."""
+
+    def __init__(self) -> None:
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
+
+
+_packers = _Packers()
 _unpack = msgpack.unpackb
 
 
@@ -33,8 +42,7 @@ class Codec(NamedTuple):
 
 def encode_msgpack(value: Any) -> bytes:
     """Return the msgpack bytes of a value. Raises TypeError, ValueError, OverflowError, RecursionError."""
-    packed: bytes = _pack(value)
-    return packed
+    return _packers.pack(value)
 
 
 def decode_msgpack(data: bytes) -> Any:

@@ -46,6 +46,7 @@ class CheckpointMove:
     ) -> None:
         self._role = f"leader of the {ring} ring of arena {arena_id}"
         self._epoch = epoch
+        self._found: tuple[int, int] | None = None
         self._answer = connection.execute(
             statement("move_checkpoint"),
             {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},
@@ -54,10 +55,18 @@ class CheckpointMove:
 
     def before(self) -> int:
         """Return up to which sequence the ring was written before. Raises Fenced if another epoch has begun."""
-        row = self._answer.fetchone()
-        if row is None:
+        return self._row()[0]
+
+    def taken(self) -> bool:
+        """Say whether another host has ever taken a graph execution from this arena. Raises Fenced."""
+        return self._row()[1] > 0
+
+    def _row(self) -> tuple[int, int]:
+        if self._found is None:
+            self._found = self._answer.fetchone()
+        if self._found is None:
             raise Fenced(self._role, self._epoch)
-        return int(row[0])
+        return self._found
 
 
 def add_dead_letter(

@@ -43,6 +43,7 @@ class HeldLetter(NamedTuple):
     kind: int
     payload: bytes
     intact: bool
+    arena_id: str
 
 
 def list_dead_letters(

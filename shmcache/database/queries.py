@@ -5,7 +5,7 @@ Every `load_` function is one round trip."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -26,6 +26,18 @@ from shmcache.records import (
 )
 
 Connection = psycopg.Connection[Any]
+
+
+class Definition(NamedTuple):
+    """A graph with its nodes; `version` (a UUID) is another one after each change in the database."""
+
+    graph: Graph
+    nodes: list[NodeDefinition]
+    version: str
+
+    def records(self) -> list[Graph | NodeDefinition]:
+        """Return the graph, then its nodes."""
+        return [self.graph, *self.nodes]
 
 
 def _jsonb(value: Any) -> Jsonb:
@@ -55,17 +67,23 @@ def save_graph(connection: Connection, graph: Graph, nodes: Sequence[NodeDefinit
         )
 
 
-def load_graph(connection: Connection, graph_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
+def load_graph(connection: Connection, graph_id: str) -> Definition | None:
     """Return a graph and its nodes, or None."""
     return _graph(connection, "load_graph", graph_id)
 
 
-def load_graph_of_node(connection: Connection, node_id: str) -> tuple[Graph, list[NodeDefinition]] | None:
+def load_graph_of_node(connection: Connection, node_id: str) -> Definition | None:
     """Return the graph that a node is part of, and all its nodes, or None."""
     return _graph(connection, "load_graph_of_node", node_id)
 
 
-def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, list[NodeDefinition]] | None:
+def graph_versions(connection: Connection, graph_ids: Collection[str]) -> dict[str, str]:
+    """Return the versions of those of some graphs that are there."""
+    rows = connection.execute(statement("graph_versions"), {"ids": list(graph_ids)})
+    return {str(graph_id): str(version) for graph_id, version in rows}
+
+
+def _graph(connection: Connection, name: str, identifier: str) -> Definition | None:
     row = connection.execute(statement(name), {"id": identifier}).fetchone()
     if row is None:
         return None
@@ -89,7 +107,8 @@ def _graph(connection: Connection, name: str, identifier: str) -> tuple[Graph, l
         )
         for node_id, node_name, block_id, input_default, constants in row[3]
     ]
-    return Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2])), nodes
+    graph = Graph(graph_id, row[1], FrozenList(node.id for node in nodes), freeze(row[2]))
+    return Definition(graph, nodes, str(row[5]))
 
 
 def load_node(connection: Connection, node_id: str) -> NodeDefinition | None:

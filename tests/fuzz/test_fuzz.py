@@ -19,7 +19,7 @@ from tests.fuzz.readers import READERS, Reader
 from tests.fuzz.segments import remove_segment
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "0"))
-EACH = INPUTS // len(READERS) + 1 if INPUTS else 200
+EACH = INPUTS // len(READERS) + 1 if INPUTS else 150
 LONGEST_SECONDS = 5.0
 """Of the processor's time: none takes a hundredth of it."""
 _BY_NAME = {reader.name: reader for reader in READERS}

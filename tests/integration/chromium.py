@@ -48,12 +48,13 @@ class Chromium:
             self._note(answer)
 
     def open(self, url: str, width: int, height: int, *, dark: bool = False) -> None:
-        """Open a page in a window of some size."""
+        """Open a page in a window of some size, and wait until it is there."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                   mobile=width < 600)  # fmt: skip
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=url)
+        self.wait_for(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
 
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression in the page."""

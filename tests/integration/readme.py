@@ -60,16 +60,13 @@ def variants(line: str, values: Mapping[str, str]) -> Iterator[list[str]]:
     alternative, with values in place of the words in capitals. Raises KeyError for one that has no value."""
     match = _PROGRAM.match(line)
     assert match is not None, f"no command of ours: {line!r}"
-    first, *others = line[match.end() :].split(" | ")
-    head = first.split()
-    if others:  # alternatives to the last word
-        head.pop()
-    for last in [first.split()[-1:], *(each.split() for each in others)] if others else [[]]:
-        words = [*head, *last]
-        choices = [[[], [word[1:-1]]] if word.startswith("[") else [[word]] for word in words]
+    first, *others = (shlex.split(each) for each in line[match.end() :].split(" | "))
+    head, lasts = (first[:-1], [first[-1:], *others]) if others else (first, [[]])
+    for last in lasts:  # alternatives to the last word
+        choices = [[[], [word[1:-1]]] if word.startswith("[") else [[word]] for word in (*head, *last)]
         for chosen in product(*choices):
-            plain = shlex.join([word for part in chosen for word in part]) if "'" not in line else line[match.end() :]
-            yield [values[word.removesuffix("...")] if _PLACE.match(word) else word for word in shlex.split(plain)]
+            words = [word for part in chosen for word in part]
+            yield [values[word.removesuffix("...")] if _PLACE.match(word) else word for word in words]
 
 
 def parse(arguments: list[str], *, complete: bool) -> None:

@@ -84,7 +84,7 @@ def test_graphs_and_nodes_come_back_as_they_were_saved_however_often(connection:
     queries.save_graph(connection, graph, NODES)
     for loaded in (queries.load_graph(connection, GRAPH), queries.load_graph_of_node(connection, SINK)):
         assert loaded is not None
-        found, nodes = loaded
+        found, nodes, _ = loaded
         assert found._replace(node_ids=tuple(found.node_ids)) == graph
         assert nodes == NODES
     assert [queries.load_node(connection, node.id) for node in NODES] == NODES

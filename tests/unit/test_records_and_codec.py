@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, decode, encode, json_text
+from shmcache.arena.mapping_codec import encode_msgpack
+from shmcache.codec import ExecutionPart, NodeGroup, PartialExecution, Record, decode, encode, json_text, pack
 from shmcache.errors import InvalidValue
 from shmcache.frozen import FrozenDict, FrozenList, freeze, thaw
 from shmcache.identifiers import derived_id, id_bytes, id_text, new_id
@@ -171,3 +175,19 @@ def test_the_table_of_moves_is_the_one_that_executors_rely_on() -> None:
     }
     assert {target: set(sources) for target, sources in ALLOWED_FROM.items()} == allowed
     assert not any(may_move(final, target) for final in (S.COMPLETED, S.FAILED) for target in S)
+
+
+@pytest.mark.parametrize("pack_one", [pack, encode_msgpack])
+def test_what_a_thread_packs_while_another_is_interrupted_in_the_middle_is_not_mixed_with_it(
+    pack_one: Callable[[tuple[Any, ...]], bytes],
+) -> None:
+    class Interrupted(dict[str, int]):
+        def items(self) -> Any:  # as the garbage collector may, let another thread run
+            other = threading.Thread(target=lambda: packed.append(pack_one(("other", 2))))
+            other.start()
+            other.join()
+            return super().items()
+
+    packed: list[bytes] = []
+    packed.append(pack_one(("one", Interrupted(a=1))))
+    assert packed == [msgpack.packb(("other", 2)), msgpack.packb(("one", {"a": 1}))]

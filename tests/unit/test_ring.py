@@ -50,6 +50,26 @@ def test_entries_come_out_once_and_in_order_around_the_end_of_the_ring(arena: Ar
     assert arena.check() == []
 
 
+@pytest.mark.parametrize(("entries", "bytes_"), [(1, 1 << 30), (7, 1 << 30), (1 << 30, 1), (1 << 30, 5_000)])
+def test_what_is_read_ends_with_a_whole_commit_whatever_the_limits(arena: Arena, entries: int, bytes_: int) -> None:
+    dice = random.Random(2)
+    ends: list[int] = []
+    for number in range(320):
+        wanted = [Append("write", 1, _payload(0, dice.choice((0, 9, 2_000)))) for _ in range(dice.randrange(1, 6))]
+        ends.append(commit(arena, *wanted, Append("charge", 1, b"")).write_sequence)
+        if number < 300 and dice.random() < 0.2:  # around the end of the ring
+            arena.write_ring.advance(ends[-1])
+    read = arena.write_ring.committed_sequence
+    batches = 0
+    while some := arena.write_ring.read(read, entries, bytes_):
+        assert [entry.sequence for entry in some] == list(range(read + 1, some[-1].sequence + 1))
+        read = some[-1].sequence
+        assert read in ends
+        batches += 1
+    assert read == ends[-1]
+    assert batches > 3
+
+
 def test_a_new_consumer_begins_behind_what_is_durable_and_behind_its_checkpoint(arena: Arena) -> None:
     for number in range(1, 11):
         commit(arena, Append("write", 1, _payload(number, number)))

@@ -1,0 +1,38 @@
+"""Taking graph executions over an arena: what a host had of them before may be old, and is forgotten."""
+
+from __future__ import annotations
+
+from shmcache.cached_credits import CachedCredits
+from shmcache.database import ownership
+from shmcache.errors import StillAtWork
+from shmcache.identifiers import id_bytes
+
+
+class CachedOwnership(CachedCredits):
+    """The part of the cached client that takes graph executions.
+
+    1  look      whose is it? If it is this host's: nothing is to be done
+    2  forget    what the arena has of it; nobody loads it meanwhile           death: it is loaded again
+    3  take      one transaction in the database                               death before: as 2; after: it is ours
+    """
+
+    def take_graph_execution(self, graph_exec_id: str) -> int:
+        """See ExecutionDataClient."""
+        key = id_bytes(graph_exec_id)
+        arena = self._arena
+        owner = self._backing.load(ownership.owner_of, graph_exec_id)
+        if owner is not None and owner[0] == arena.arena_id:
+            return owner[1]
+        with arena.loads.loading(key):
+            self._forget(key, graph_exec_id)
+            since = arena.write_ring.last_sequence
+            return self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since)
+
+    def _forget(self, key: bytes, graph_exec_id: str) -> None:
+        arena = self._arena
+        if arena.has_entry(key):
+            ring = arena.write_ring
+            ring.request_drain()
+            ring.wait_committed(ring.last_sequence, self._settings.ring_wait)
+            if not arena.drop_family(key) and arena.has_entry(key):
+                raise StillAtWork(graph_exec_id)

@@ -1,0 +1,133 @@
+"""Which host may write to a graph execution: leases of hosts, owners of graph executions, and what a taking shuts out.
+
+A host owns what it makes. Another may take a graph execution when the owner's lease is over: that raises the token, and
+shuts the old owner out by one row that both have to change. The old owner's every transaction moves its checkpoint
+first; who takes changes that same row before the owner. So a transaction of the old owner's is either committed before
+the taking, and then it was the owner's, or it begins after it and sees `checkpoints.taken`: it looks then what of its
+rows is still its own. An arena from which nothing was ever taken asks nothing more than it did.
+
+All times are the database's: clocks of hosts do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+import psycopg
+
+from shmcache.database.statements import statement
+from shmcache.errors import InvalidValue, NotFound, NotOwner
+from shmcache.identifiers import id_bytes
+from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, Write
+
+Connection = psycopg.Connection[Any]
+
+_MOST_TRIES = 10
+
+
+class Owner(NamedTuple):
+    """Who owns a graph execution: by which token, and since which sequence of its write ring."""
+
+    graph_exec_id: str
+    arena_id: str
+    token: int
+    since: int
+
+
+def renew_lease(connection: Connection, arena_id: str, seconds: float) -> None:
+    """Say that a host lives, and that nobody is to take what it owns for some time."""
+    connection.execute(statement("renew_host"), {"arena_id": arena_id, "seconds": seconds})
+
+
+def forget_hosts(connection: Connection) -> None:
+    """Remove what is known of hosts that were heard of last more than a day ago: their leases are over in any case."""
+    connection.execute(statement("forget_hosts"))
+
+
+def own(connection: Connection, arena_id: str, graph_exec_ids: Collection[str]) -> None:
+    """Make an arena the owner of those of some graph executions that have none. In a pipeline too."""
+    if graph_exec_ids:
+        given = {"arena_id": arena_id, "ids": sorted(graph_exec_ids)}
+        connection.execute(statement("own_graph_executions"), given, prepare=True)
+
+
+def owner_of(connection: Connection, graph_exec_id: str) -> tuple[str, int] | None:
+    """Return the arena that owns a graph execution, and its token; None if none does."""
+    found = connection.execute(statement("load_owner"), {"id": graph_exec_id}).fetchone()
+    return None if found is None else (found[0], found[1])
+
+
+def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) -> int:
+    """Make an arena the owner of a graph execution; return the token. Asking again gives the same one.
+
+    `since` is how far the arena's write ring reaches. Waits for the old owner's transaction, if it is just in one.
+    Raises NotOwner while the owner's lease lasts, NotFound."""
+    given = {"id": graph_exec_id, "arena_id": arena_id, "since": since}
+    for _ in range(_MOST_TRIES):
+        with connection.transaction():
+            found = connection.execute(statement("load_owner"), given).fetchone()
+            if found is None:
+                row = connection.execute(statement("own_unowned"), given).fetchone()
+                if row is not None:
+                    return int(row[0])
+                if connection.execute("SELECT FROM graph_executions WHERE id = %(id)s", given).fetchone() is None:
+                    raise NotFound("graph execution", graph_exec_id)
+                continue
+            owner, token, seconds = found
+            if owner == arena_id:
+                return int(token)
+            if seconds > 0:
+                raise NotOwner(graph_exec_id, owner, token, seconds)
+            connection.execute(statement("note_taking"), {"arena_id": owner})
+            # step: shut
+            row = connection.execute(
+                statement("take_graph_execution"), {**given, "from": owner, "token": token}
+            ).fetchone()
+            # step: taken
+            if row is not None:
+                return int(row[0])
+    raise NotOwner(graph_exec_id, owner, token)
+
+
+def lost(
+    connection: Connection, arena_id: str, rows: Iterable[tuple[int, Write]], *, lock: bool = False
+) -> dict[int, NotOwner]:
+    """Return which rows of an arena (with their sequences on its write ring) are not its own to write, and why.
+
+    `lock` keeps what is found so until the caller's transaction ends, for who has not moved the checkpoint."""
+    if lock:
+        connection.execute(statement("lock_checkpoint"), {"arena_id": arena_id})
+    known = list(rows)
+    graph_of = {row.id: row.graph_exec_id for _, row in known if isinstance(row, NodeExecutionWrite)}
+    concerned = {sequence: _concerned(row, graph_of) for sequence, row in known}
+    graph_execs = {key for key, is_node in concerned.values() if key and not is_node}
+    node_execs = {key for key, is_node in concerned.values() if key and is_node}
+    owners = {
+        key: Owner(*owner)
+        for key, *owner in connection.execute(
+            statement("owners_of"), {"graph_execs": list(graph_execs), "node_execs": list(node_execs)}
+        )
+    }
+    found: dict[int, NotOwner] = {}
+    for sequence, (key, _) in concerned.items():
+        owner = owners.get(key)
+        if owner is not None and (owner.arena_id != arena_id or sequence <= owner.since):
+            found[sequence] = NotOwner(owner.graph_exec_id, owner.arena_id, owner.token)
+    return found
+
+
+def _concerned(row: Write, graph_of: dict[str, str]) -> tuple[str, bool]:
+    """Return what a row's owner is found by, and whether that is a node execution; "" for what is no identifier."""
+    if isinstance(row, GraphExecutionWrite):
+        key, is_node = row.id, False
+    elif isinstance(row, NodeExecutionWrite):
+        key, is_node = row.graph_exec_id, False
+    else:
+        key = graph_of.get(row.node_exec_id, "")
+        is_node = not key
+        key = key or row.node_exec_id
+    try:
+        id_bytes(key)
+    except InvalidValue:
+        return "", is_node
+    return key, is_node

@@ -1,0 +1,1 @@
+DELETE FROM hosts WHERE lease_until < clock_timestamp() - interval '1 day'

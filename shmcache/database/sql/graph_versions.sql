@@ -1,0 +1,1 @@
+SELECT id, version FROM graphs WHERE id = ANY (%(ids)s::uuid[])

@@ -1,0 +1,1 @@
+SELECT ring, sequence FROM checkpoints WHERE arena_id = %(arena_id)s
