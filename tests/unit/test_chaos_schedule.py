@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -41,3 +46,24 @@ def test_the_command_prints_a_schedule_and_refuses_what_it_does_not_know() -> No
 def test_a_digest_is_that_of_the_value_as_jsonb_gives_it_back() -> None:
     assert digest({"b": 1e3, "a": [1.5, (2.0,)]}) == digest({"a": [1.5, [2]], "b": 1000})
     assert digest([1]) != digest(["1"])
+
+
+def test_processes_are_known_by_their_sessions_and_a_session_that_is_over_is_forgotten(tmp_path: Path) -> None:
+    """Its number may be another's soon, who must not be counted, let alone killed."""
+
+    def start(script: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+
+    any_of_them: Any = None
+    faults = Faults(any_of_them, "none", any_of_them, tmp_path, any_of_them)
+    first, second = start("read line"), start("read line")
+    try:
+        for started in (first, second):
+            faults.supervised = started
+        assert first.pid in {each.pid for each in faults.everything()}
+        first.communicate(b"\n")
+        assert {os.getsid(each.pid) for each in faults.everything()} == {second.pid}
+        assert faults._sessions == {second.pid}
+    finally:
+        os.killpg(second.pid, signal.SIGKILL)
+        second.communicate()
