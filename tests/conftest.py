@@ -25,6 +25,7 @@ from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate
 from shmcache.errors import ArenaError, ArenaUnusable
 from shmcache.identifiers import new_id
+from tests.stress.executors.controller import CONTROLLER, Controller
 
 _STATE = "TESTS_STATE_DIR"
 _TEMPLATE = "template_of_tests"
@@ -55,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in [each for each in os.environ if each.startswith("SHMCACHE_")]:
             del os.environ[name]
         os.environ["SHMCACHE_CONFIG"] = os.devnull  # not the settings of who runs them
+        config.pluginmanager.register(Controller(Path(os.environ[_STATE])), CONTROLLER)
 
 
 @pytest.hookimpl(trylast=True)

@@ -11,6 +11,7 @@ writes, each by its key:
     ["O", node execution, ordinal, output, digest] ["S", node execution, status, moves]
     ["C", node execution, cost]                    ["G", graph execution, status, moves]
     ["P", node execution, ordinal]                 an output that the database will refuse
+    ["K", transaction key, credits]                what a user spends on anything else
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from shmcache.execution_data_client import ExecutionDataClient
+from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus, GraphExecution, InputSource, NodeExecution
 
 T = TypeVar("T")
@@ -79,16 +81,20 @@ class _Core:
 
 
 class JournalingClient:
-    """A client that journals what it writes. It has the calls that a `Manager` makes; `for_manager` says so."""
+    """A client that journals what it writes. It has the calls that a `Manager` makes; `for_manager` says so.
 
-    def __init__(self, client: ExecutionDataClient, path: Path) -> None:
+    One for each thread. `show_stalls` has a long call leave in the log where it is, for which it takes SIGALRM."""
+
+    def __init__(self, client: ExecutionDataClient, path: Path, *, show_stalls: bool = True) -> None:
         self._client = client
+        self._stall_seconds = _STALL_SECONDS if show_stalls else 0.0
         # Unbuffered, one write a line: what was written is the kernel's, whatever becomes of this process.
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._number = 0
         self._writes: list[list[Any]] | None = None
         self._core = _Core()
-        faulthandler.register(signal.SIGALRM, sys.__stderr__ or 2, all_threads=False)
+        if show_stalls:
+            faulthandler.register(signal.SIGALRM, sys.__stderr__ or 2, all_threads=False)
 
     def for_manager(self) -> ExecutionDataClient:
         """Return this client as what it stands for."""
@@ -112,7 +118,8 @@ class JournalingClient:
 
         began = time.monotonic()
         self._core.begin(began)
-        signal.setitimer(signal.ITIMER_REAL, _STALL_SECONDS)
+        if self._stall_seconds:
+            signal.setitimer(signal.ITIMER_REAL, self._stall_seconds)
         try:
             result = self._client.atomically(journaled, durable=durable, urgent=urgent)
         except BaseException:
@@ -120,7 +127,8 @@ class JournalingClient:
             raise
         finally:
             self._writes = None
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if self._stall_seconds:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         seconds = time.monotonic() - began
         idle = [self._core.waited_ms()] if seconds > _LONG_SECONDS else []
         self._note(["D", number, round(began, 4), round(seconds, 4), *idle])
@@ -211,6 +219,23 @@ class JournalingClient:
             return cost, balance
 
         return self.atomically(charge)
+
+    def spend_credits(
+        self, user_id: str, cost: int, metadata: Mapping[str, Any] | None = None, transaction_key: str | None = None
+    ) -> int:
+        """See ExecutionDataClient."""
+        key = new_id() if transaction_key is None else transaction_key
+
+        def spend() -> int:
+            left = self._client.spend_credits(user_id, cost, metadata, key)
+            self._write("K", key, cost)
+            return left
+
+        return self.atomically(spend)
+
+    def close_journal(self) -> None:
+        """Close the file; the client stays open."""
+        os.close(self._file)
 
     def _write(self, *what: Any) -> None:
         assert self._writes is not None

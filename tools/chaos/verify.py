@@ -54,8 +54,8 @@ class Journals:
     """What the journals of a directory say: by kind of write and key, what is acknowledged and what undecided."""
 
     def __init__(self, directory: Path, windows: Sequence[Window]) -> None:
-        self.sure: dict[str, dict[Any, list[Any]]] = {kind: {} for kind in "EIOSCGP"}
-        self.unsure: dict[str, dict[Any, list[Any]]] = {kind: {} for kind in "EIOSCGP"}
+        self.sure: dict[str, dict[Any, list[Any]]] = {kind: {} for kind in "EIOSCGPK"}
+        self.unsure: dict[str, dict[Any, list[Any]]] = {kind: {} for kind in "EIOSCGPK"}
         self.acknowledged = 0
         self.undecided = 0
         self.stall = Stall(0.0, 0, 0.0)
@@ -197,6 +197,17 @@ class _Comparison:
             if identifier not in seen and any(each[0] for each in costs):
                 self.note("lost", f"the charge for {identifier}")
 
+    def compare_spends(self) -> None:
+        """Compare what users spent on anything else with the ledger."""
+        journals, seen = self._journals, set()
+        for key, paid in self.rows("SELECT transaction_key, (owed - amount)::int8 FROM ledger WHERE reason = 'spend'"):
+            seen.add(key)
+            if (paid,) not in (allowed := journals.allowed("K", key)):
+                self.note("duplicated", f"{paid} credits were spent as {key}, which was to cost {allowed}")
+        for key, costs in journals.sure["K"].items():
+            if key not in seen and any(each[0] for each in costs):
+                self.note("lost", f"the {costs[0][0]} credits spent as {key}")
+
     def compare_letters(self) -> int:
         """Compare dead letters with the poisoned rows that were written; return how many there are."""
         sure, unsure = (sum(map(len, known["P"].values())) for known in (self._journals.sure, self._journals.unsure))
@@ -237,6 +248,7 @@ def verify(connection: psycopg.Connection[Any], journals: Journals, arena_differ
     found.compare_values("I", "SELECT node_execution_id::text, name, value FROM node_execution_inputs")
     found.compare_values("O", "SELECT node_execution_id::text, ordinal, name, value FROM node_execution_outputs")
     found.compare_charges()
+    found.compare_spends()
     found.compare_runs()
     letters = found.compare_letters()
     found.count(
