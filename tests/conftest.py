@@ -32,6 +32,9 @@ _TEMPLATE = "template_of_tests"
 _PLATFORM_TABLES = Path(__file__).parent / "platform_tables.sql"
 
 
+_BESIDE = "TESTS_BESIDE"
+"""Set for a run inside of a run: arenas that it has not made come and go."""
+
 _arenas_before = frozenset(list_arenas())
 
 
@@ -64,7 +67,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run for what it left behind: arenas that nobody uses any more, servers over its directory."""
     if hasattr(session.config, "workerinput"):
         return
-    left = [f"arena {name}" for name in sorted({*list_arenas()} - _arenas_before) if not _in_use(name)]
+    arenas = set() if _BESIDE in os.environ else {*list_arenas()} - _arenas_before
+    left = [f"arena {name}" for name in sorted(arenas) if not _in_use(name)]
     commands = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
     directory = os.environ[_STATE]
     left += [f"process {pid}: {command}" for pid, command in commands.items() if directory in " ".join(command)]

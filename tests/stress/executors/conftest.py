@@ -21,8 +21,8 @@ from tests.stress.executors.ground import Ground
 
 STEPS = int(os.environ.get("EXECUTORS_STEPS", "40"))
 """How much each test does."""
-_TURNS = 3
-"""How often each test is there, so that there is something for every worker."""
+_TURNS = int(os.environ.get("EXECUTORS_TURNS", "3"))
+"""How often each test is there: more than once, so that there is something for every worker."""
 S = ExecutionStatus
 
 
@@ -78,19 +78,10 @@ class Executor:
             self._run = self.client.create_graph_execution(priced_graph()[0].id, self.user()).id
         return self._run
 
-    def append(self, identifier: str, value: object) -> NodeExecution:
-        """Append an output behind those that are there, whoever else does so."""
-
-        def step() -> NodeExecution:
-            count = self.client.get_node_execution(identifier).output_count
-            return self.client.upsert_execution_output(identifier, "out", value, ordinal=count)
-
-        return self.client.atomically(step)
-
     def append_to_shared(self) -> None:
         """Append to what all append to, and see it there."""
         identifier, value = self.dice.choice(self.ground.shared), new_id()
-        self.append(identifier, value)
+        self.journaling.append_output(identifier, value)
         assert value in self.client.get_node_execution(identifier).outputs["out"]
 
     def run_a_node(self) -> None:
@@ -110,7 +101,7 @@ class Executor:
             ended = client.get_node_execution(execution.id)
             assert (ended.status, ended.started_at) == (S.FAILED, None)
         else:
-            self.append(execution.id, {"number": self.dice.random()})
+            self.journaling.append_output(execution.id, {"number": self.dice.random()})
             ended = client.update_node_execution_status(
                 execution.id, S.COMPLETED, None, {"seconds": self.dice.randrange(1, 9) / 2}
             )

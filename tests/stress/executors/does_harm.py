@@ -15,7 +15,7 @@ from tests.stress.executors.conftest import Executor
 def _written(executor: Executor) -> str:
     """Return an execution with an output, both in the database."""
     identifier, _ = executor.client.upsert_execution_input(PER_RUN, executor.run(), None)
-    executor.append(identifier, "value")
+    executor.journaling.append_output(identifier, "value")
     executor.client.update_node_execution_status(identifier, ExecutionStatus.TERMINATED)
     executor.client.flush(60)
     return identifier
@@ -41,7 +41,7 @@ def test_a_row_is_doubled(executor: Executor) -> None:
 
 def test_rows_are_out_of_order(executor: Executor) -> None:
     identifier = _written(executor)
-    executor.append(identifier, "another")
+    executor.journaling.append_output(identifier, "another")
     executor.client.flush(60)
     _change(
         executor,

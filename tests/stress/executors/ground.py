@@ -28,7 +28,7 @@ from shmcache.graphs import LoadedGraph, load_graph_file
 from shmcache.identifiers import new_id
 from shmcache.records import FINAL_STATUSES, ExecutionStatus, NodeExecution
 from tests.integration.charging import PER_RUN, PerSecond, priced_graph
-from tools.chaos.journal import JournalingClient
+from tools.chaos.journal import JournalingClient, digest
 
 ROOT = Path(__file__).parents[3]
 _GRAPH_FILE = ROOT / "tests" / "graphs" / "diamond.wfformat.json"
@@ -42,7 +42,17 @@ _FILE = "ground.json"
 
 
 class Journaling(JournalingClient):
-    """Also journals what an execution that is paid by the second has come to."""
+    """Also journals what an execution that is paid by the second has come to, and outputs wherever they come to stand."""
+
+    def append_output(self, node_exec_id: str, value: object) -> NodeExecution:
+        """Append an output behind those that are there, whoever else does so; return the record after it."""
+
+        def append() -> NodeExecution:
+            execution = self._client.upsert_execution_output(node_exec_id, "out", value)
+            self._write("O", node_exec_id, execution.output_count - 1, "out", digest(value))
+            return execution
+
+        return self.atomically(append)
 
     def update_node_execution_status(
         self,

@@ -79,7 +79,7 @@ def test_values_that_were_pushed_out_are_read_back_as_they_were(executor: Execut
         identifier, _ = client.upsert_execution_input(PER_RUN, executor.run(), None)
         values = [f"{new_id()} {'x' * executor.dice.randrange(40_000)}" for _ in range(_OUTPUTS)]
         for value in values:
-            executor.append(identifier, value)
+            executor.journaling.append_output(identifier, value)
         client.update_node_execution_status(identifier, S.TERMINATED)
         written[identifier] = values
         assert time.monotonic() < deadline, "nothing is ever pushed out"
@@ -120,11 +120,13 @@ def test_forked_children_work_beside_their_parent_and_one_is_killed(executor: Ex
 
     children = [_fork(lambda number=number: work(number)) for number in range(3)]  # type: ignore[misc]
     os.close(there)
-    for _ in range(STEPS // 4):
-        executor.do_anything()
-    assert os.read(here, 1) == b"."
-    os.close(here)
-    os.kill(children[0], signal.SIGKILL)
+    try:
+        for _ in range(STEPS // 4):
+            executor.do_anything()
+        assert os.read(here, 1) == b"."
+    finally:
+        os.close(here)
+        os.kill(children[0], signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     assert codes == [-signal.SIGKILL, 0, 0]
     executor.do_anything()
@@ -133,7 +135,7 @@ def test_forked_children_work_beside_their_parent_and_one_is_killed(executor: Ex
 def test_who_comes_back_finds_what_it_has_written(executor: Executor) -> None:
     identifier, _ = executor.client.upsert_execution_input(PER_RUN, executor.run(), None)
     for number in range(STEPS // 8):
-        executor.append(identifier, number)
+        executor.journaling.append_output(identifier, number)
         executor.leave_and_come_back()
         executor.do_anything()
         assert list(executor.client.get_node_execution(identifier).outputs["out"]) == list(range(number + 1))
@@ -144,9 +146,9 @@ def test_a_durable_write_is_in_the_database_when_it_returns(executor: Executor) 
     identifier, _ = client.upsert_execution_input(PER_RUN, executor.run(), None)
     with connect(executor.ground.database_url, application_name="tests") as connection:
         for number in range(max(2, STEPS // 8)):
-            client.atomically(lambda value=number: executor.append(identifier, value), durable=True)  # type: ignore[misc]
+            client.atomically(lambda value=number: executor.journaling.append_output(identifier, value), durable=True)  # type: ignore[misc]
             assert _outputs(connection, identifier) == list(range(number + 1))
-        executor.append(identifier, "receipt")
+        executor.journaling.append_output(identifier, "receipt")
         try:
             client.wait_durable(client.last_sequence, _WAIT_SECONDS)
         except FlushTimeout as error:
