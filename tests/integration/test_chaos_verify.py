@@ -58,6 +58,7 @@ def connection(
             client.put_work(WorkKind.START, run, run)
         while (work := client.take_work(0)) is not None:
             manager.do(work)
+        client.spend_credits(user, 7)
         execution = client.get_node_executions(run)[0]
         client.upsert_execution_output(execution.id, POISON, "\0", ordinal=execution.output_count)
     ChargePool(arena, database_url, settings).run_once()
@@ -87,6 +88,8 @@ def test_nothing_is_found_where_nothing_is_wrong(
         ("DELETE FROM node_execution_inputs", "lost"),
         ("UPDATE node_executions SET status = 'RUNNING', moves = 2", "lost"),
         ("DELETE FROM ledger WHERE reason = 'block'", "lost"),
+        ("DELETE FROM ledger WHERE reason = 'spend'", "lost"),
+        ("UPDATE ledger SET amount = amount - 1 WHERE reason = 'spend'", "duplicated"),
         ("DELETE FROM dead_letters", "lost"),
         (
             "INSERT INTO node_execution_outputs SELECT node_execution_id, 100 + ordinal, name, value, time "

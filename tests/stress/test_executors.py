@@ -1,5 +1,5 @@
-"""The judgement of the executors on one arena (`tests/stress/executors`) holds whatever happens to its workers, and fails
-where something is wrong: whole runs of pytest, as anyone would start them."""
+"""The judgement of the executors on one arena (`tests/stress/executors`) holds whatever happens to its workers, and
+fails where something is wrong: whole runs of pytest, as anyone would start them."""
 
 from __future__ import annotations
 

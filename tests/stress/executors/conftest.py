@@ -14,7 +14,7 @@ from shmcache.cached_client import CachedClient
 from shmcache.errors import InsufficientBalanceError
 from shmcache.execution_data_client import ExecutionDataClient
 from shmcache.identifiers import new_id
-from shmcache.records import ExecutionStatus, NodeExecution
+from shmcache.records import ExecutionStatus
 from tests.integration.charging import PER_RUN, PER_SECOND, begin, priced_graph, queued
 from tests.stress.executors.controller import ground_of
 from tests.stress.executors.ground import Ground

@@ -1,5 +1,5 @@
-"""The part of pytest's controlling process: starts what the executors need when the first has collected a test of theirs,
-tells the workers where it is, judges at the end."""
+"""The part of pytest's controlling process: it starts what the executors need as soon as one has collected a test of
+theirs, tells the workers where that is, and judges at the end."""
 
 from __future__ import annotations
 

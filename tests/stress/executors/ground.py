@@ -42,7 +42,7 @@ _FILE = "ground.json"
 
 
 class Journaling(JournalingClient):
-    """Also journals what an execution that is paid by the second has come to, and outputs wherever they come to stand."""
+    """Also journals what an execution that is paid by the second has come to, and outputs wherever they stand then."""
 
     def append_output(self, node_exec_id: str, value: object) -> NodeExecution:
         """Append an output behind those that are there, whoever else does so; return the record after it."""
