@@ -8,7 +8,7 @@ from typing import Any, assert_type
 
 import pytest
 
-from shmcache.async_execution_data_client import AsyncExecutionDataClient
+from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient
 from shmcache.execution_data_client import ExecutionDataClient, Work
 from shmcache.records import NodeDefinition, NodeExecution
 from tools.async_interface import SOURCE, TARGET, generate
