@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shmcache.arena import Arena as Arena
     from shmcache.arena import SharedMapping as SharedMapping
-    from shmcache.async_execution_data_client import AsyncExecutionDataClient as AsyncExecutionDataClient
+    from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient as AsyncExecutionDataClient
     from shmcache.charge_manager import ChargeManager as ChargeManager
     from shmcache.errors import InsufficientBalanceError as InsufficientBalanceError
     from shmcache.errors import ShmcacheError as ShmcacheError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Arena": "shmcache.arena",
-    "AsyncExecutionDataClient": "shmcache.async_execution_data_client",
+    "AsyncExecutionDataClient": "shmcache.asynchronous.execution_data_client",
     "ChargeManager": "shmcache.charge_manager",
     "ExecutionDataClient": "shmcache.execution_data_client",
     "ExecutionStatus": "shmcache.records",

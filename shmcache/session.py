@@ -25,7 +25,7 @@ from shmcache.setting_layers import hand_on
 from shmcache.work_queue import WorkQueue
 
 if TYPE_CHECKING:
-    from shmcache.async_execution_data_client import AsyncExecutionDataClient
+    from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient
     from shmcache.direct_client import DirectClient
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def get_db_async_client() -> AsyncExecutionDataClient:
 
 
 def _make_async_client(shared: ExecutionDataClient) -> AsyncExecutionDataClient:
-    from shmcache.async_clients import CachedAsyncClient, DirectAsyncClient
+    from shmcache.asynchronous.clients import CachedAsyncClient, DirectAsyncClient
 
     if isinstance(shared, CachedClient):
         return CachedAsyncClient(shared)

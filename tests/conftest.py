@@ -93,6 +93,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ.pop(_STATE), ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Take back what a test hands on to processes of its own by the environment: the next one has other settings."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("SHMCACHE_")}
+    yield
+    for name in [each for each in os.environ if each.startswith("SHMCACHE_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
     """The embedded server, with a migrated database to copy from."""

@@ -1,4 +1,4 @@
-"""Writes `shmcache/async_execution_data_client.py`: the interface of `ExecutionDataClient`, as coroutines.
+"""Writes `shmcache/asynchronous/execution_data_client.py`: the interface of `ExecutionDataClient`, as coroutines.
 
     python -m tools.async_interface
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "shmcache" / "execution_data_client.py"
-TARGET = SOURCE.with_name("async_execution_data_client.py")
+TARGET = SOURCE.parent / "asynchronous" / SOURCE.name
 
 _HEAD = '''"""AsyncExecutionDataClient: the calls of `ExecutionDataClient` as coroutines, for an event loop.
 
@@ -31,7 +31,7 @@ never does. One client serves all event loops of a process, in whatever threads 
   wait until something is durable.
 - A call that was cancelled was made as a whole or not at all, and nothing of it happens later. A write that was to be
   durable and is cancelled while it waits for that is made, and carried to the database as every other.
-- `atomically` takes an ordinary function, whose calls are those of `client.inside`; see `shmcache.async_calls`.
+- `atomically` takes an ordinary function, whose calls are those of `client.inside`; see `shmcache.asynchronous.calls`.
 
 This module is written by `python -m tools.async_interface` from `execution_data_client.py`: change that one.
 """
@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
-from shmcache.async_calls import AsyncCalls
+from shmcache.asynchronous.calls import AsyncCalls
 from shmcache.execution_data_client import Work, WorkKind
 from shmcache.records import (
     ExecutionStatus,

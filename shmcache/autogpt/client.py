@@ -128,7 +128,9 @@ class PlatformClient:
         """Move an execution's status; return it after that, or as it is where the move is not allowed.
 
         `execution_data` stands in place of what its inputs were. Raises NotFound."""
-        moved = self.client.update_node_execution_status(node_exec_id, _status(status), execution_data, _plain(stats))
+        moved = self.client.update_node_execution_status(
+            node_exec_id, _status(status), execution_data, plain_mapping(stats)
+        )
         return self._result(moved)
 
     def update_node_execution_status_batch(
@@ -141,7 +143,7 @@ class PlatformClient:
 
             def move(node_exec_id: str = each) -> bool:
                 before = self.client.get_node_execution(node_exec_id)
-                self.client.update_node_execution_status(node_exec_id, target, None, _plain(stats))
+                self.client.update_node_execution_status(node_exec_id, target, None, plain_mapping(stats))
                 return may_move(before.status, target)
 
             count += self.client.atomically(move)
@@ -160,7 +162,7 @@ class PlatformClient:
         target = None if status is None else _status(status)
         try:
             return graph_execution_result(
-                self.client.update_graph_execution_stats(graph_exec_id, target, _plain(stats))
+                self.client.update_graph_execution_stats(graph_exec_id, target, plain_mapping(stats))
             )
         except NotFound:
             return None
@@ -171,7 +173,7 @@ class PlatformClient:
         """Charge a user; return the balance left. Raises InsufficientBalanceError, and then nothing is charged.
 
         Asking again with the same `transaction_key` charges nothing more."""
-        return self.client.spend_credits(user_id, cost, _plain(metadata), transaction_key)
+        return self.client.spend_credits(user_id, cost, plain_mapping(metadata), transaction_key)
 
     def get_credits(self, user_id: str) -> int:
         """Return what a user has left. Raises NotFound."""
@@ -206,7 +208,7 @@ def _status(status: Any) -> ExecutionStatus:
         raise InvalidValue(f"{status!r} is no status of an execution") from None
 
 
-def _plain(model: Any) -> Mapping[str, Any] | None:
+def plain_mapping(model: Any) -> Mapping[str, Any] | None:
     """Return statistics or metadata as a mapping of JSON values. Raises InvalidValue."""
     if model is None or isinstance(model, Mapping):
         return model

@@ -73,7 +73,7 @@ def _file(data: bytes) -> Path:
     return path
 
 
-_DOCUMENTS = {path.name: json.loads(path.read_text()) for path in (*GRAPHS.iterdir(), example_path())}
+_DOCUMENTS = {path.name: json.loads(path.read_text()) for path in (*GRAPHS.glob("*.json"), example_path())}
 _NATIVE = [each for each in _DOCUMENTS.values() if "nodes" in each]
 _WFFORMAT = [each for each in _DOCUMENTS.values() if "nodes" not in each]
 
@@ -147,7 +147,7 @@ _RECORDS: list[Record] = [
     NodeGroup([_IDS[0]], _IDS[1]),
     Graph(_IDS[0], "name", (_IDS[1],), {_IDS[1]: {"x": 1}}),
 ]
-_OF_TYPES = {"str": _IDS[1], "int": 3, "float": 1.5}
+_OF_TYPES = {"str": _IDS[1], "int": 3, "float": 1.5, "bool": False}
 _ROWS = [
     [_OF_TYPES[hint.__forward_arg__.split(" |", maxsplit=1)[0]] for hint in row_type.__annotations__.values()]
     for row_type in (*WRITE_TYPES.values(), *CHARGE_TYPES.values())

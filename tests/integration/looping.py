@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from shmcache.arena import Arena
-from shmcache.async_clients import CachedAsyncClient, DirectAsyncClient
-from shmcache.async_execution_data_client import AsyncExecutionDataClient
+from shmcache.asynchronous.clients import CachedAsyncClient, DirectAsyncClient
+from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
 from shmcache.direct_client import DirectClient

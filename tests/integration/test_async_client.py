@@ -17,7 +17,7 @@ import pytest
 
 from shmcache.arena import Arena, Transaction
 from shmcache.arena.transaction import Outcome
-from shmcache.async_clients import CachedAsyncClient
+from shmcache.asynchronous.clients import CachedAsyncClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
 from shmcache.database.connection import connect

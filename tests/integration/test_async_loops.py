@@ -15,8 +15,8 @@ import pytest
 
 from shmcache import get_db_async_client, session
 from shmcache.arena import Arena
-from shmcache.async_clients import CachedAsyncClient
-from shmcache.async_execution_data_client import AsyncExecutionDataClient
+from shmcache.asynchronous.clients import CachedAsyncClient
+from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries

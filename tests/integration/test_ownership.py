@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from shmcache.arena import Arena
-from shmcache.async_clients import CachedAsyncClient
+from shmcache.asynchronous.clients import CachedAsyncClient
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import ownership, queries

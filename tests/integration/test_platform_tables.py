@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from shmcache.arena import Arena
-from shmcache.autogpt import PlatformClient
+from shmcache.asynchronous.clients import CachedAsyncClient
+from shmcache.autogpt import AsyncPlatformClient, NodeExecutionResult, PlatformClient
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import ownership, queries
@@ -405,3 +407,37 @@ def test_a_paid_node_with_one_output_and_one_completing_link_costs_no_wait_where
     run = cached.create_graph_execution(GRAPH, user).id
     _life(cached, run, user)()
     assert costs(arena, _life(cached, run, user)).waits == 0
+
+
+def test_the_calls_of_an_event_loop_are_the_same_ones_and_come_to_the_same(
+    connection: psycopg.Connection[Any], cached: CachedClient, user: str
+) -> None:
+    plain = PlatformClient(cached)
+
+    async def live() -> tuple[str, list[NodeExecutionResult]]:
+        client = AsyncPlatformClient(CachedAsyncClient(cached))
+        try:
+            run = (await client.create_graph_execution(GRAPH, 1, [], user)).id
+            step, inputs = await client.upsert_execution_input(_node(SOURCE), run, "value", 1)
+            assert inputs == {"value": 1}
+            assert (await client.get_node(_node(SOURCE))).id == _node(SOURCE)
+            assert await client.update_node_execution_status_batch([step], S.QUEUED) == 1
+            assert await client.increment_execution_count(user) == 1
+            await client.update_node_execution_status(step, S.RUNNING)
+            assert await client.spend_credits(user, 7, {"why": "a test"}) == await client.get_credits(user)
+            values: list[Any] = [0, None, []]
+            for value in values:
+                await client.upsert_execution_output(step, "value", value)
+            await client.update_node_execution_status(step, S.COMPLETED, None, {"seconds": 1})
+            await client.update_graph_execution_start_time(run)
+            assert await client.get_node_execution(new_id()) is None
+            assert await client.update_graph_execution_stats(new_id(), S.RUNNING) is None
+            assert await client.get_latest_node_execution(_node(SOURCE), run) == await client.get_node_execution(step)
+            return run, await client.get_node_executions(run, statuses=[S.COMPLETED])
+        finally:
+            await client.client.close()
+
+    run, found = asyncio.run(live())
+    assert found == plain.get_node_executions(run, statuses=[S.COMPLETED])
+    assert found[0].output_data == {"value": [0, None, []]}
+    assert plain.get_credits(user) == 493

@@ -251,7 +251,7 @@ def test_a_worker_is_replaced_between_two_nodes_after_its_number_of_them(
     for pid in run.marks("runs") - last:
         lines = (tmp_path / f"runs-{pid}").read_text().split()
         assert lines == ["begun", "ended"] * (len(lines) // 2), "none was cut off in a node"
-        assert 20 <= len(lines) // 2 <= 25
+        assert 20 <= len(lines) // 2 <= 26, "node executions, and the end of the graph's first one"
     assert "has done enough node executions: starting another" in log
     assert "starting another" not in re.sub(r"enough node executions: starting another", "", log)
 

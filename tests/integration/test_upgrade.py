@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from shmcache.arena import list_arenas, unlink_segment
+from shmcache.arena.layout import LANE_BYTES
 from shmcache.database.connection import connect
 from tests.integration.readme import ROOT, blocks, command_lines
 
@@ -47,7 +48,7 @@ def copy(place: Path) -> Path:
 def new(tmp_path: Path) -> Path:
     """A version of shmcache that has one more table."""
     place = copy(tmp_path / "new")
-    (place / "shmcache" / "database" / "migrations" / "9999_more.sql").write_text("CREATE TABLE more ();")
+    (place / "shmcache" / "database" / "migrations" / "shmcache" / "9999_more.sql").write_text("CREATE TABLE more ();")
     return place
 
 
@@ -56,8 +57,8 @@ def old(tmp_path: Path) -> Path:
     """A version of shmcache whose lanes are twice as long: the same program, another layout."""
     place = copy(tmp_path / "old")
     layout = place / "shmcache" / "arena" / "layout.py"
-    text, lanes = re.subn("LANE_BYTES = 512", "LANE_BYTES = 1024", layout.read_text())
-    text, described = re.subn("lanes 512", "lanes 1024", text)
+    text, lanes = re.subn(r"LANE_BYTES = \d+", f"LANE_BYTES = {2 * LANE_BYTES}", layout.read_text())
+    text, described = re.subn(r"lanes \d+,", f"lanes {2 * LANE_BYTES},", text)
     assert (lanes, described) == (1, 1)
     layout.write_text(text)
     return place

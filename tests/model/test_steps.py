@@ -29,6 +29,14 @@ MODELS: dict[ModuleType, list[ModuleType]] = {
     charges_model: [consumer, charge_pool],
 }
 
+BETWEEN_TRANSACTIONS = {
+    ROOT / "shmcache" / "database" / "ownership.py",
+    ROOT / "shmcache" / "definition_index.py",
+    ROOT / "syncer" / "definition_changes.py",
+}
+"""Files whose steps lie between transactions of PostgreSQL or whole commits, each tried by a test that kills there:
+no access to shared memory of their own is left to be explored."""
+
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_a_model_has_the_steps_of_the_code_and_no_others(model: ModuleType) -> None:
@@ -38,7 +46,7 @@ def test_a_model_has_the_steps_of_the_code_and_no_others(model: ModuleType) -> N
 
 def test_every_file_with_steps_has_a_model() -> None:
     files = [path for part in ("shmcache", "syncer", "tools") for path in (ROOT / part).rglob("*.py")]
-    with_steps = {str(path) for path in files if "# step: " in path.read_text()}
+    with_steps = {str(path) for path in files if "# step: " in path.read_text() and path not in BETWEEN_TRANSACTIONS}
     assert with_steps == {module.__file__ for modules in MODELS.values() for module in modules}
 
 

@@ -8,7 +8,8 @@ from typing import Any, assert_type
 
 import pytest
 
-from shmcache.async_execution_data_client import AsyncExecutionDataClient
+from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient
+from shmcache.autogpt import AsyncPlatformClient, PlatformClient
 from shmcache.execution_data_client import ExecutionDataClient, Work
 from shmcache.records import NodeDefinition, NodeExecution
 from tools.async_interface import SOURCE, TARGET, generate
@@ -39,6 +40,14 @@ def test_each_call_has_the_same_parameters_defaults_and_docstring(name: str) -> 
     one, other = inspect.signature(synchronous), inspect.signature(asynchronous)
     assert list(other.parameters.values()) == list(one.parameters.values())
     assert other.return_annotation == f"Coroutine[Any, Any, {one.return_annotation}]"
+
+
+@pytest.mark.parametrize("name", sorted(_calls(PlatformClient)))
+def test_each_call_of_the_platform_has_them_too(name: str) -> None:
+    synchronous, asynchronous = getattr(PlatformClient, name), getattr(AsyncPlatformClient, name)
+    assert inspect.iscoroutinefunction(asynchronous)
+    assert asynchronous.__doc__ == synchronous.__doc__
+    assert inspect.signature(asynchronous) == inspect.signature(synchronous)
 
 
 async def _typed(client: AsyncExecutionDataClient) -> None:

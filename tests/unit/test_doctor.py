@@ -62,7 +62,7 @@ def test_it_checks_every_area_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_text_names_what_to_do_under_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tools.cli", "doctor", "--arena-size", "900 TiB"],
+        [sys.executable, "-m", "tools.cli", "doctor", "--arena-size", "60 TiB"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "SHMCACHE_STATE_DIR": str(tmp_path)},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from shmcache.asynchronous.watch import Watch
 from shmcache.errors import ClientClosed
-from shmcache.watch import Watch
 
 
 class Word:

@@ -12,7 +12,7 @@ never does. One client serves all event loops of a process, in whatever threads 
   wait until something is durable.
 - A call that was cancelled was made as a whole or not at all, and nothing of it happens later. A write that was to be
   durable and is cancelled while it waits for that is made, and carried to the database as every other.
-- `atomically` takes an ordinary function, whose calls are those of `client.inside`; see `shmcache.async_calls`.
+- `atomically` takes an ordinary function, whose calls are those of `client.inside`; see `shmcache.asynchronous.calls`.
 
 This module is written by `python -m tools.async_interface` from `execution_data_client.py`: change that one.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
-from shmcache.async_calls import AsyncCalls
+from shmcache.asynchronous.calls import AsyncCalls
 from shmcache.execution_data_client import Work, WorkKind
 from shmcache.records import (
     ExecutionStatus,
@@ -45,11 +45,11 @@ class AsyncExecutionDataClient(AsyncCalls):
             self._outside()
         return self._run(self._client.save_graph, graph, nodes)
 
-    def get_graph(self, graph_id: str) -> Coroutine[Any, Any, Graph]:
-        """Return a graph. Cached: blocks only on a miss. Raises NotFound."""
+    def get_graph(self, graph_id: str, version: int = 1) -> Coroutine[Any, Any, Graph]:
+        """Return a graph (on a platform's tables: a version of it). Cached: blocks only on a miss. Raises NotFound."""
         if self._transactions:
             self._outside()
-        return self._run(self._client.get_graph, graph_id)
+        return self._run(self._client.get_graph, graph_id, version)
 
     def get_node(self, node_id: str) -> Coroutine[Any, Any, NodeDefinition]:
         """Return a node's definition. Cached: blocks only on a miss, which loads its whole graph. Raises NotFound."""
@@ -96,17 +96,27 @@ class AsyncExecutionDataClient(AsyncCalls):
         user_id: str,
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        graph_version: int = 1,
+        preset_id: str | None = None,
         durable: bool = False,
         urgent: bool = False,
     ) -> Coroutine[Any, Any, GraphExecution]:
         """Create a QUEUED run of a graph for a user and return it.
 
         `inputs` maps the nodes to start to their inputs; None takes what the graph's definition starts.
+        `graph_version` and `preset_id` are of use on a platform's tables, which have them.
         Cached: blocks only if the graph is a miss. Raises NotFound for an unknown graph, InvalidValue."""
         if self._transactions:
             self._outside()
         return self._run_and_carry(
-            self._client.create_graph_execution, graph_id, user_id, inputs, durable=durable, urgent=urgent
+            self._client.create_graph_execution,
+            graph_id,
+            user_id,
+            inputs,
+            graph_version=graph_version,
+            preset_id=preset_id,
+            durable=durable,
+            urgent=urgent,
         )
 
     def upsert_execution_input(
@@ -339,15 +349,12 @@ class AsyncExecutionDataClient(AsyncCalls):
     def take_graph_execution(self, graph_exec_id: str) -> Coroutine[Any, Any, int]:
         """Make this host the one that writes to a graph execution, which nobody or a lost host has; return the token.
 
-        Blocks. Raises NotOwner while the owner's lease lasts, StillAtWork, NotFound."""
+        What this host created is its own already. Another host's rows for it are refused from here on, and become dead
+        letters. Blocks. Raises NotOwner while the owner's lease lasts, StillAtWork, NotFound. (The direct client is no
+        host: it takes nothing, and returns 0.)"""
         if self._transactions:
             self._outside()
         return self._run(self._client.take_graph_execution, graph_exec_id)
-
-    @property
-    def watermark(self) -> str:
-        """What this thread wrote last, as a text for `shmcache.reader.Reader.wait_for`; empty where that is nothing."""
-        return self._client.watermark
 
     @property
     def last_sequence(self) -> int:
@@ -356,6 +363,13 @@ class AsyncExecutionDataClient(AsyncCalls):
         0 if there is nothing to wait for. Any process of the host may wait for it. Charges go another way: `durable`
         and `charge_usage(async_mode=False)` wait for them, and `flush`."""
         return self._client.last_sequence
+
+    @property
+    def watermark(self) -> str:
+        """What this thread wrote last, on either ring, as a text for `shmcache.reader.Reader.wait_for` on any machine.
+
+        Empty where there is nothing to wait for."""
+        return self._client.watermark
 
     def wait_durable(self, sequence: int, timeout_seconds: float | None = None) -> Coroutine[Any, Any, None]:
         """Return when everything up to `sequence` on the write ring is committed in PostgreSQL. Blocks.

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from shmcache.arena import Arena, Ring, Transaction
 from shmcache.arena.transaction import Outcome
-from shmcache.async_execution_data_client import AsyncExecutionDataClient
+from shmcache.asynchronous.errands import Errands
+from shmcache.asynchronous.execution_data_client import AsyncExecutionDataClient
+from shmcache.asynchronous.watch import Watch
 from shmcache.cached_client import CachedClient
 from shmcache.direct_client import DirectClient
-from shmcache.errands import Errands
 from shmcache.errors import FlushTimeout, InvalidValue
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.identifiers import id_text
 from shmcache.patience import HURRIED, Errand, WouldWait, patience
-from shmcache.watch import Watch
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -1,7 +1,7 @@
 """How the calls of a synchronous client are made for an event loop: what `AsyncExecutionDataClient` is built on.
 
 Each call is a coroutine, so nothing happens before it is awaited. What it may never do is to make the loop wait. Two
-kinds of clients do that in two ways (`shmcache.async_clients`).
+kinds of clients do that in two ways (`shmcache.asynchronous.clients`).
 
 Inside of a transaction there is no awaiting. `atomically` runs its function in one piece, because all that it reads
 must still be true when it commits: a task that gave way in the middle would let others read and write between its two
