@@ -19,7 +19,7 @@ from tests.integration.charging import PER_RUN, PER_SECOND, begin, priced_graph,
 from tests.stress.executors.controller import ground_of
 from tests.stress.executors.ground import Ground
 
-STEPS = int(os.environ.get("EXECUTORS_STEPS", "40"))
+STEPS = int(os.environ.get("EXECUTORS_STEPS", "80"))
 """How much each test does."""
 _TURNS = int(os.environ.get("EXECUTORS_TURNS", "3"))
 """How often each test is there: more than once, so that there is something for every worker."""
@@ -131,7 +131,7 @@ def turn(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def executor(request: pytest.FixtureRequest, turn: int) -> Iterator[Executor]:
-    """This process: attached before the test, detached behind it."""
+    """Attach this process before the test, detach it behind it."""
     ground = ground_of(request.config)
     executor = Executor(ground, ground.attach(), f"{request.node.nodeid} {turn}")
     with executor:
