@@ -122,7 +122,9 @@ def test_a_cached_run_hardly_ever_waits_for_the_database(start_run: Callable[...
 def test_a_run_survives_kill_9_with_the_rows_of_an_undisturbed_one(
     start_run: Callable[..., tuple[Run, str]], victim: str
 ) -> None:
-    arguments = (LARGE, "--workers", "4", "--repeat", "3", "--time-scale", "0.00005")
+    # A process of the pool takes a second to come up: three of them, one after the other, need a run that lasts.
+    repeat = "20" if victim == "pool" else "3"
+    arguments = (LARGE, "--workers", "4", "--repeat", repeat, "--time-scale", "0.00005")
     undisturbed, undisturbed_url = start_run(*arguments)
     assert_sound(undisturbed.summary(), undisturbed_url)
     run, url = start_run(*arguments)
