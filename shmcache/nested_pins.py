@@ -49,9 +49,10 @@ def take(value: Any, steps: list[tuple[str, str]]) -> Iterator[Any]:
 def put_together(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by pin, where those for places inside a value are put into it. What is given is not changed.
 
-    A list that is too short is filled up with null; what cannot have such a place (a number, say) is replaced."""
+    A list that is too short is filled up with null; what cannot have such a place (a number, say) is replaced. Pins are
+    put in by the order of their names: which came first is not the same to all who read them."""
     together = dict(values)
-    for name in [name for name in together if is_nested(name)]:
+    for name in sorted(name for name in together if is_nested(name)):
         base, steps = split_pin(name)
         together[base] = _put(together.get(base), steps, together.pop(name))
     return together

@@ -54,3 +54,8 @@ def test_values_for_places_are_put_into_the_value_and_what_was_given_stays_as_it
     }  # fmt: skip
     assert repr(given) == before
     assert put_together({"n": 5, "n_#_a": 1}) == {"n": {"a": 1}}, "a number has no places"
+
+
+def test_pins_that_cannot_both_have_their_place_come_to_the_same_whichever_came_first() -> None:
+    together = [put_together(dict(pins)) for pins in ([("z_#_k", 1), ("z_$_1", 2)], [("z_$_1", 2), ("z_#_k", 1)])]
+    assert together == [{"z": [None, 2]}, {"z": [None, 2]}]
