@@ -167,6 +167,10 @@ class Settings(BaseSettings):
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
     )
+    credit_lease: Annotated[Seconds, Field(ge=1)] = Field(
+        default=5400.0,
+        description="how long a host that is cut off goes on with what it has leased of accounts, and others leave it",
+    )
     definition_interval: Seconds = Field(
         default=60.0, description="longest time between two checks of the graphs that the arena has"
     )

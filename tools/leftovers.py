@@ -13,14 +13,18 @@ import select
 import time
 from collections.abc import Callable
 
+import psycopg
+
 from shmcache.arena import Arena, list_arenas
 from shmcache.arena.mapping import is_mapping
 from shmcache.config import Settings
-from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
+from shmcache.database.connection import connect
+from shmcache.database.leases import release_leases
+from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, DatabaseUnavailable
 from shmcache.recovery import terminate_unfinished
 from shmcache.session import remove_address
 from syncer.charge_pool import ChargePool
-from syncer.consumer import RingConsumer
+from syncer.consumer import RingConsumer, one_line
 from syncer.election import Candidate, remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
@@ -121,7 +125,10 @@ def _drain_leftover(
     try:
         if arena.identity != identity or living(arena) or not drain(arena, database_url, settings, should_stop):
             return False
-        return remove(arena, settings)
+        if not remove(arena, settings):
+            return False
+        give_leases_back(arena, database_url)
+        return True
     finally:
         arena.close()
 
@@ -170,6 +177,17 @@ def remove(arena: Arena, settings: Settings, work_ended: int | None = None) -> b
     remove_locks(settings.state_dir, arena.name)
     remove_address(settings.state_dir, arena.name)
     return True
+
+
+def give_leases_back(arena: Arena, database_url: str) -> None:
+    """Let other hosts have at once what an arena that is removed had leased."""
+    try:
+        with connect(database_url, application_name="shmcache leases") as connection:
+            release_leases(connection, arena.arena_id)
+    except (psycopg.Error, DatabaseUnavailable) as error:
+        logger.warning(
+            "what arena %s had leased of accounts is free when its lease ends: %s", arena.name, one_line(error)
+        )
 
 
 def unsynced(arena: Arena) -> int:

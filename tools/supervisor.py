@@ -32,7 +32,17 @@ from syncer.callbacks import deliver_notices
 from syncer.charge_pool import ChargePool
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
-from tools.leftovers import claim, drain, drain_leftovers, living, open_arena, refuse_unusable, remove, unsynced
+from tools.leftovers import (
+    claim,
+    drain,
+    drain_leftovers,
+    give_leases_back,
+    living,
+    open_arena,
+    refuse_unusable,
+    remove,
+    unsynced,
+)
 from tools.logs import bind_arena, end_logging
 from tools.monitoring.endpoint import Endpoint, endpoint, metrics_role
 from tools.processes import Processes, Role
@@ -183,7 +193,9 @@ class Supervisor:
         except LockTimeout as error:
             logger.warning("%s", error)
             removed = False
-        if not removed:
+        if removed:
+            give_leases_back(arena, self.database_url)
+        else:
             logger.warning("arena %s stays, for who uses it and for the next start", arena.name)
 
     def _living_guests(self, arena: Arena, processes: Processes | None = None) -> list[int]:
