@@ -154,9 +154,12 @@ class CachedCredits(CachedTransactions):
             except Conflict:
                 continue
             except CounterTooLow as error:
-                if error.key != account and self._leases.take(user_id, total):
-                    continue
-                raise self._refused(user_id, first.graph_exec_id, error.value, total) from None
+                left = error.value
+                if error.key != account:
+                    if self._leases.take(user_id, total):
+                        continue
+                    left = self._arena.counter(error.key) or 0
+                raise self._refused(user_id, first.graph_exec_id, left, total) from None
             self._note_receipt(outcome)
             return outcome.counters[account]
 

@@ -403,6 +403,7 @@ class DirectClient(ExecutionDataClient):
         """See ExecutionDataClient. Blocks once more, for the commit, if there is anything to commit."""
         if self._transaction is not None:
             return work()
+        has_asked = False
         while True:
             transaction = self._transaction = _Transaction()
             try:
@@ -419,7 +420,8 @@ class DirectClient(ExecutionDataClient):
             except InsufficientBalanceError as error:
                 self._undo(transaction)
                 self._transaction = None
-                if self._find_credits(error):
+                if not has_asked and self._find_credits(error):
+                    has_asked = True
                     continue
                 if transaction.refusal is not None:
                     self._tell(transaction.refusal)

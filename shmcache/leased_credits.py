@@ -89,16 +89,25 @@ class LeasedCredits:
         """Lease so much more of an account that an amount can be held; return whether it can be.
 
         Blocks. Raises DatabaseUnavailable."""
-        if (self._arena.counter(part_key(user_id)) or 0) >= amount:
+        if self._part(user_id) >= amount:
             return True  # somebody else has
-        return self._backing.load(self._take, user_id, amount)
+        can_hold, has_others = self._backing.load(self._take, user_id, amount)
+        if can_hold or has_others:
+            return can_hold
+        # Nobody else has what the account is said to have: it was taken for what is settled, and is released with that.
+        ring = self._arena.charge_ring
+        if ring.committed_sequence < ring.last_sequence:
+            ring.request_drain()
+            ring.wait_committed(ring.last_sequence, ASKING_SECONDS)
+        return self._part(user_id) >= amount
 
-    def _take(self, connection: psycopg.Connection[Any], user_id: str, amount: int) -> bool:
+    def _take(self, connection: psycopg.Connection[Any], user_id: str, amount: int) -> tuple[bool, bool]:
+        """Return whether an amount can be held now, and whether another host has some."""
         self._renew_in_time(connection)
         can_hold, has_others = self._take_once(connection, user_id, amount)
         started = time.monotonic()
         if can_hold or not has_others or self._in_vain.get(user_id, 0.0) > started:
-            return can_hold
+            return can_hold, has_others
         with listening(connection):
             while True:
                 can_hold, has_others = self._take_once(connection, user_id, amount)
@@ -112,15 +121,20 @@ class LeasedCredits:
             if len(self._in_vain) >= _MOST_IN_VAIN:
                 self._in_vain.clear()
             self._in_vain[user_id] = time.monotonic() + _IN_VAIN_SECONDS
-        return can_hold
+        return can_hold, has_others
 
     def _take_once(self, connection: psycopg.Connection[Any], user_id: str, amount: int) -> tuple[bool, bool]:
-        part = self._arena.counter(part_key(user_id)) or 0
-        if part >= amount:
-            return True, True
-        standings = take_credits(connection, self._arena.arena_id, {user_id: Want(amount - part, part)})
-        counters = rebase_leases(self._arena, standings.values())
-        return counters.get(part_key(user_id), 0) >= amount, any(each.elsewhere for each in standings.values())
+        """Lease what there is; return as `_take` does."""
+        while (part := self._part(user_id)) < amount:
+            standings = take_credits(connection, self._arena.arena_id, {user_id: Want(amount - part, part)})
+            rebase_leases(self._arena, standings.values())
+            if not any(each.free > 0 for each in standings.values()):
+                return self._part(user_id) >= amount, any(each.elsewhere for each in standings.values())
+            # Where that was too little, what is settled already and not released counted as held: once more.
+        return True, True
+
+    def _part(self, user_id: str) -> int:
+        return self._arena.counter(part_key(user_id)) or 0
 
     def _renew_in_time(self, connection: psycopg.Connection[Any]) -> None:
         if now() >= lasting_until(self._arena) - _RENEWED * self._lease_seconds:

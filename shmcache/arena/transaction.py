@@ -123,8 +123,8 @@ class Rebase(NamedTuple):
     """Move a counter along with what it is reckoned from: `base`, another key's counter, becomes `value`.
 
     The counter of `key` changes by the difference between `value` and (`base` less `released`). With `versioned`, a key
-    whose counter is the version of what `base` has, `value` stands only if it is of a later `version`; else `base` stays
-    as it is. Nothing happens where one of the keys has no entry."""
+    whose counter is the version of what `base` has, `value` stands only if it is of a later `version`; else `base` is
+    left as it is. Nothing happens where one of the keys has no entry."""
 
     key: bytes
     base: bytes

@@ -74,8 +74,8 @@ class Standing(NamedTuple):
 
 
 class Want(NamedTuple):
-    """What a host wants of an account: `least` more than it has, or there is no use; and to have half of what is unspent
-    and not leased by others, or `aim` if that is more. `unspent` is what it has."""
+    """What a host wants of an account: `least` more than it has, or there is no use; and to have half of what is not
+    spent and not leased by others, or `aim` if that is more. `unspent` is what it has."""
 
     least: int
     unspent: int = 0
@@ -147,10 +147,10 @@ def find_free(connection: Connection, user_id: str, amount: int, seconds: float)
                 standing = read_standings(connection, [user_id], None).get(user_id)
                 if standing is not None and standing.free < amount and rob_lapsed(connection, None, [user_id]):
                     standing = read_standings(connection, [user_id], None)[user_id]
-                if standing is None or standing.balance - standing.debt < amount or not standing.elsewhere:
-                    return False
-                if standing.free >= amount:
+                if standing is not None and standing.free >= amount:
                     return True
+                if standing is None or standing.free + standing.elsewhere < amount:
+                    return False
                 lacks = plain_array([amount - standing.free])
                 given = {"users": plain_array([user_id]), "amounts": plain_array([0]), "wanted": lacks}
                 connection.execute(statement(connection, "put_leases"), {**given, "arena_id": asker})
