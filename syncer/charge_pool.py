@@ -257,6 +257,8 @@ class ChargePool(RingConsumer):
         try:
             self._refresh()
             self._stale |= self._leases.work(self._connected())
+            if self._stale:  # what was given back pays debt
+                self._refresh()
             return self._close_holds()
         except self.passing as error:
             logger.debug("accounts and holds are looked after later: %s", one_line(error))

@@ -37,6 +37,7 @@ Connection = psycopg.Connection[Any]
 
 ASKING_SECONDS = 2.0
 """How long other hosts are waited for that were asked to give some back."""
+_LOCK_WAIT = "10s"
 TURN_SECONDS = 0.2
 """How long is waited at most before looking again: what is told can be missed."""
 
@@ -94,11 +95,13 @@ def take_credits(connection: Connection, arena_id: str, wants: Mapping[str, Want
     """Lease more of some accounts, in a transaction of its own; return how they stand then.
 
     Whoever wants more than there is gets what there is; other hosts that have some are told that it is wanted. Unknown
-    accounts are left out."""
+    accounts are left out. Raises psycopg.OperationalError where an account stays locked."""
     # However a user was spelled, the same account is locked and found.
     wants = {id_text(UUID(user).bytes): want for user, want in wants.items()}
     users = sorted(wants)
     with connection.transaction():
+        # Others may have an account's row locked for long.
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_WAIT,))
         connection.execute(statement(connection, "lock_accounts"), {"users": plain_array(users)}, prepare=True)
         # step: locked
         standings = read_standings(connection, users, arena_id)

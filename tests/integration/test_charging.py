@@ -475,7 +475,7 @@ def test_what_one_host_holds_another_does_not_spend(
     client: CachedClient, run: str, user: str, arena: Arena, database_url: str, settings: Settings, charger: None
 ) -> None:
     begin(client, queued(client, run, PER_SECOND, seconds=90))
-    client.flush(60)
+    wait_for(lambda: arena.charge_ring.committed_sequence == arena.charge_ring.last_sequence)
     with Arena.create(f"charging-other-{os.getpid()}", 16 << 20) as other_arena:
         try:
             other = CachedClient(other_arena, database_url, settings)

@@ -187,9 +187,9 @@ def always(memory: Memory) -> str | None:
         return f"{memory[DEBT]} are owed, and {memory[LATE]} were held when their lease was over"
     for host in HOSTS:
         unsettled = memory[TAIL, host] - memory[SETTLED, host]
-        if memory[TIME] < memory[END, host] and memory[PART, host] > 0:
-            if memory[PART, host] + unsettled > (memory[LEASE, host] or 0):
-                return f"host {host} may hold more than it has leased"
+        may_hold = memory[PART, host] if memory[TIME] < memory[END, host] else 0
+        if may_hold > 0 and may_hold + unsettled > (memory[LEASE, host] or 0):
+            return f"host {host} may hold more than it has leased"
     return None
 
 
@@ -223,7 +223,7 @@ def system(
             **{(END, host): LASTS - EARLY for host in HOSTS},
             BALANCE: opening,
             GIVING: gives,
-        },  # fmt: skip
+        },
         processes={
             **{f"worker {number}": partial(worker, *each) for number, each in enumerate(workers, 1)},
             **{f"charger {host}": partial(charger, host) for host in HOSTS},

@@ -154,7 +154,8 @@ MISTAKES = [
         [
             ("            version = yield Atomically(partial(withdraw, host))\n            # step: withdrawn\n"
              "            yield Atomically(partial(give, host, version))\n",
-             "            version = yield Load((KNOWN, host))\n            yield Atomically(partial(give, host, version))\n"
+             "            version = yield Load((KNOWN, host))\n"
+             "            yield Atomically(partial(give, host, version))\n"
              "            yield Atomically(partial(withdraw, host))\n"),
         ],
         "may hold more",
@@ -166,7 +167,7 @@ MISTAKES = [
     ),
     Mistake(
         leases, "what is settled stays leased",
-        [("        put(host, max(0, memory[LEASE, host] - charged), memory)\n", "        put(host, memory[LEASE, host], memory)\n")],
+        [("memory[LEASE, host] - charged), memory)\n", "memory[LEASE, host]), memory)\n")],
         "more is leased",
     ),
     Mistake(
