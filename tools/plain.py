@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-
 _DEEPEST = 200
 """Python's own recursion, and that of who reads the JSON, ends not far beyond; the arena takes values of 511 levels."""
 
