@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 
 from shmcache.account_keys import lease_key, part_key, version_key
-from shmcache.arena import Arena, CounterTooLow, Transaction
+from shmcache.arena import Arena, Conflict, CounterTooLow, Transaction
 from shmcache.arena.transaction import Add
 from shmcache.database.leases import Standing, Want, forget_leases, give_credits, take_credits
 from shmcache.leased_credits import lasting_until, now, rebase_leases, renew
@@ -116,8 +116,8 @@ class CreditLeases:
         wanted.operations += [Add(part_key(user), -amount, 0), Add(lease_key(user), -amount), Add(version_key(user), 0)]
         try:
             counters = self._arena.commit(wanted).counters
-        except CounterTooLow:
-            return  # spent meanwhile
+        except (CounterTooLow, Conflict):
+            return  # spent meanwhile, or forgotten
         self._giving[user] = amount, counters[version_key(user)]
         # step: withdrawn
 
