@@ -394,7 +394,7 @@ def test_a_host_that_was_cut_off_holds_nothing_against_what_others_may_have_by_t
         two.settle()
         assert standing(database_url, user) == (100, 0, 0)
         with charging(one, two):
-            assert one.client.spend_credits(user, 30) == 70
+            one.client.spend_credits(user, 30)
             assert sound(connection, one, two)
             assert spend_all(one, user) + spend_all(two, user) == 70
 
