@@ -115,8 +115,6 @@ class Supervisor:
         `interrupted` says whether a signal ended it early. Raises ShmcacheError where it cannot start."""
         server = None
         bind_arena(self._arena_name)
-        # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
-        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         tracing.want(self._settings.tracing)
         self._endpoint = endpoint(self._settings)
         with self._signals:
