@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl | None = Field(
         default=None, description="PostgreSQL to use; without one, an embedded server is started"
     )
+    listen_url: DatabaseUrl | None = Field(
+        default=None,
+        description="PostgreSQL itself, for what it tells (LISTEN), where SHMCACHE_DATABASE_URL is a pooler's address",
+    )
     schema: Literal["shmcache", "autogpt"] = Field(  # type: ignore[assignment] # what pydantic calls so is deprecated
         default="shmcache", description="whose tables: shmcache, our own, or autogpt, those of the AutoGPT Platform"
     )

@@ -49,6 +49,7 @@ from syncer.callbacks import Callbacks
 from syncer.charge_batch import Batch
 from syncer.consumer import RingConsumer, ShouldStop, one_line
 from syncer.holds import close_left_holds
+from syncer.listening import listen_url
 from syncer.refusals import is_refusal
 from syncer.settlement_pool import PoolBroken, SettlementPool
 from syncer.settlement_worker import Partition, Settled
@@ -96,7 +97,8 @@ class ChargePool(RingConsumer):
         logger.info("Charge manager started")
         self._pool = self._make_pool()  # its processes come up before the first charge waits for them
         self._client = CachedClient(self._arena, self._database_url, self._settings)
-        self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
+        address = listen_url(self._database_url, self._settings)
+        self._changes = AccountChanges(address, self._arena.arena_id, self._ring.request_drain)
         self._callbacks = Callbacks.start(self._database_url)
         self._holds = None
         self._stale = set()

@@ -35,6 +35,7 @@ from syncer.consumer import RingConsumer, one_line
 from syncer.definition_changes import DefinitionChanges
 from syncer.entries import read_write
 from syncer.host_lease import HostLease
+from syncer.listening import listen_url
 from syncer.refusals import is_refusal, write_around_refusals
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,9 @@ class SyncManager(RingConsumer):
         self._arena.count(Counter.LEADERS)
         self._announcer = Announcer(self._arena.arena_id)
         if self._is_staying:
-            self._definitions = DefinitionChanges(self._arena, self._database_url, self._settings.definition_interval)
+            self._definitions = DefinitionChanges(
+                self._arena, listen_url(self._database_url, self._settings), self._settings.definition_interval
+            )
             self._lease = HostLease(self._arena, self._database_url, self._settings)
 
     def _end(self) -> None:
