@@ -143,7 +143,8 @@ class ChargePool(RingConsumer):
             is_new = move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last)
             for entry, reason in batch.broken:
                 self._add_dead_letter(entry, reason)
-            for entry, refusal in batch.refusals:
+            # In one order on every host: a notice that another is just writing is waited for.
+            for entry, refusal in sorted(batch.refusals, key=lambda each: (each[1].user_id, each[1].graph_id or "")):
                 try:
                     with connection.transaction():
                         add_refusal(connection, refusal)

@@ -68,12 +68,12 @@ def prepare_batch(writes: Sequence[Write]) -> list[PreparedStatement]:
             inputs[write[:2]] = write  # type: ignore[index,assignment] # its identifier and its name
         elif kind is GraphExecutionWrite:
             graph_executions.add(write)  # type: ignore[arg-type]
-    # What may be updated is sorted by key, so that two hosts' batches lock rows in one order.
+    # Sorted by key, so that two hosts' batches wait for each other's rows in one order.
     prepared = (
         ("write_graph_executions", [graph_executions[key] for key in sorted(graph_executions)]),
         ("write_node_executions", [node_executions[key] for key in sorted(node_executions)]),
         ("write_inputs", [inputs[key] for key in sorted(inputs)]),
-        ("write_outputs", outputs.values()),
+        ("write_outputs", [outputs[key] for key in sorted(outputs)]),
     )
     return [PreparedStatement(name, _columns(rows)) for name, rows in prepared if rows]
 

@@ -17,8 +17,8 @@ from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import applied_migrations, migrations
 from shmcache.errors import DatabaseUnavailable
 from shmcache.setting_texts import shown_bytes
+from tools.connections import most_connections
 from tools.doctor.finding import Finding, failure, ok, skipped, warning
-from tools.doctor.memory import process_count
 
 _OLDEST_VERSION = 150000
 _LEAST_DISK_BYTES = 1 << 30
@@ -186,8 +186,8 @@ def check_connections(connection: _Connection, settings: Settings) -> Finding:
         " - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int"
     ).fetchone()
     assert row is not None
-    needed = process_count(settings) + 4  # charger and callbacks have some more
-    found = f"{row[0]} are free, about {needed} are needed"
+    needed = most_connections(settings)
+    found = f"{row[0]} are free, at most {needed} are needed"
     if row[0] < needed:
         return warning("connections", found, "raise max_connections, or run fewer workers (SHMCACHE_WORKERS)")
     return ok("connections", found)
