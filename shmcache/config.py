@@ -174,6 +174,12 @@ class Settings(BaseSettings):
     definition_interval: Seconds = Field(
         default=60.0, description="longest time between two checks of the graphs that the arena has"
     )
+    retention_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="days after which executions are dropped, by whole months that have ended; 0: never",
+    )
     host_lease: Seconds = Field(
         default=15.0,
         description="how long nobody else takes a host's graph executions after it was heard of last",

@@ -56,6 +56,8 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> list[str]:
 def _apply(connection: psycopg.Connection[Any], script: Traversable) -> None:
     try:
         connection.execute(script.read_text(encoding="utf-8").encode())
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise SettingsError(f"migration {script.name}: {error.diag.message_primary}") from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise SettingsError(
             f"migration {script.name}: {' '.join(str(error).split())}: SHMCACHE_DATABASE_URL must name, for the first "
