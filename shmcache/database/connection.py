@@ -179,8 +179,8 @@ def connect(
     What the URL sets itself stands. Times in UTC. Behind a pooler nothing is prepared (see `is_pooled`); one that keeps
     the search path back is refused.
 
-    `on_wait` is called for the connecting, and from then on each time the connection makes this process wait for the
-    server. Raises DatabaseUnavailable."""
+    `on_wait` is called twice for the connecting (a look at what was got is part of it), and from then on each time the
+    connection makes this process wait for the server. Raises DatabaseUnavailable."""
     given = _parsed(url)
     options = str(given.get("options") or "")
     platform = re.search(rf"{re.escape(_PLATFORM)}(\w+)", options)
@@ -198,6 +198,8 @@ def connect(
         raise DatabaseUnavailable(address(url), " ".join(str(error).split())) from None
     connection.table_set = "autogpt" if platform else "shmcache"
     connection.platform_schema = platform[1] if platform else ""
+    if on_wait is not None:
+        on_wait()
     try:
         _look_at_session(connection, url, path)
     except BaseException:
