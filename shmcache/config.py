@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl | None = Field(
         default=None, description="PostgreSQL to use; without one, an embedded server is started"
     )
+    listen_url: DatabaseUrl | None = Field(
+        default=None,
+        description="PostgreSQL itself, for what it tells (LISTEN), where SHMCACHE_DATABASE_URL is a pooler's address",
+    )
     schema: Literal["shmcache", "autogpt"] = Field(  # type: ignore[assignment] # what pydantic calls so is deprecated
         default="shmcache", description="whose tables: shmcache, our own, or autogpt, those of the AutoGPT Platform"
     )
@@ -173,6 +177,12 @@ class Settings(BaseSettings):
     )
     definition_interval: Seconds = Field(
         default=60.0, description="longest time between two checks of the graphs that the arena has"
+    )
+    retention_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="days after which executions are dropped, by whole months that have ended; 0: never",
     )
     host_lease: Seconds = Field(
         default=15.0,

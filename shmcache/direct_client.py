@@ -29,7 +29,7 @@ from shmcache.config import Settings
 from shmcache.database import queries
 from shmcache.database.accounts import add_refusal
 from shmcache.database.arrays import plain_array
-from shmcache.database.connection import address, connect
+from shmcache.database.connection import address, connect, is_pooled
 from shmcache.database.leases import ASKING_SECONDS, find_free
 from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
@@ -545,7 +545,8 @@ class DirectClient(ExecutionDataClient):
             return transaction.connection
         if self._connection is None or self._connection.closed or self._owner_pid != os.getpid():
             self._connection = connect(self._database_url, application_name="shmcache direct", on_wait=self._on_wait)
-            self._connection.prepare_threshold = 0
+            if not is_pooled(self._connection):
+                self._connection.prepare_threshold = 0
             self._owner_pid = os.getpid()
         if transaction is not None:
             transaction.connection = self._connection

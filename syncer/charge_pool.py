@@ -55,6 +55,7 @@ from syncer.charge_batch import Batch
 from syncer.consumer import RingConsumer, ShouldStop, one_line
 from syncer.credit_leases import CreditLeases
 from syncer.holds import close_left_holds
+from syncer.listening import listen_url
 from syncer.refusals import is_refusal
 from syncer.settlement_pool import PoolBroken, SettlementPool
 from syncer.settlement_worker import Partition, Settled
@@ -104,7 +105,8 @@ class ChargePool(RingConsumer):
         logger.info("Charge manager started")
         self._pool = self._make_pool()  # its processes come up before the first charge waits for them
         self._client = CachedClient(self._arena, self._database_url, self._settings)
-        self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
+        address = listen_url(self._database_url, self._settings)
+        self._changes = AccountChanges(address, self._arena.arena_id, self._ring.request_drain)
         self._callbacks = Callbacks.start(self._database_url)
         self._holds = None
         self._stale = set()
@@ -149,7 +151,8 @@ class ChargePool(RingConsumer):
             is_new = move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last)
             for entry, reason in batch.broken:
                 self._add_dead_letter(entry, reason)
-            for entry, refusal in batch.refusals:
+            # In one order on every host: a notice that another is just writing is waited for.
+            for entry, refusal in sorted(batch.refusals, key=lambda each: (each[1].user_id, each[1].graph_id or "")):
                 try:
                     with connection.transaction():
                         add_refusal(connection, refusal)
