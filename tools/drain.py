@@ -72,7 +72,7 @@ def _drain(arena: Arena, url: str, settings: Settings, signals: SignalQueue, as_
         "drained": _committed(arena) - first,
         "dead_letters": arena.counter_totals()["dead_letters"] - before[Counter.DEAD_LETTERS.name.lower()],
         "left": unsynced(arena),
-        "removed": drained and remove(arena, settings),
+        "removed": drained and remove(arena, settings, database_url=url),
     }
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -13,10 +13,14 @@ import select
 import time
 from collections.abc import Callable
 
+import psycopg
+
 from shmcache.arena import Arena, list_arenas
 from shmcache.arena.mapping import is_mapping
 from shmcache.config import Settings
-from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable
+from shmcache.database.connection import connect
+from shmcache.database.ownership import release_lease
+from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, DatabaseUnavailable
 from shmcache.recovery import terminate_unfinished
 from shmcache.session import remove_address
 from syncer.charge_pool import ChargePool
@@ -121,7 +125,7 @@ def _drain_leftover(
     try:
         if arena.identity != identity or living(arena) or not drain(arena, database_url, settings, should_stop):
             return False
-        return remove(arena, settings)
+        return remove(arena, settings, database_url=database_url)
     finally:
         arena.close()
 
@@ -157,9 +161,10 @@ def drain(
     return not left
 
 
-def remove(arena: Arena, settings: Settings, work_ended: int | None = None) -> bool:
+def remove(arena: Arena, settings: Settings, work_ended: int | None = None, *, database_url: str | None = None) -> bool:
     """Remove an arena that is drained; return False if somebody uses it, or has left something in it meanwhile.
 
+    What it owns in the database may be taken by other hosts from then on.
     `work_ended`: as many entries of its work queue as nobody needs any more; None: all."""
     if not arena.end():
         return False
@@ -169,7 +174,17 @@ def remove(arena: Arena, settings: Settings, work_ended: int | None = None) -> b
     arena.unlink()
     remove_locks(settings.state_dir, arena.name)
     remove_address(settings.state_dir, arena.name)
+    if database_url is not None:
+        _release(arena.arena_id, database_url)
     return True
+
+
+def _release(arena_id: str, database_url: str) -> None:
+    with (
+        contextlib.suppress(DatabaseUnavailable, psycopg.Error),  # the lease ends by itself too
+        connect(database_url, application_name="shmcache supervisor") as connection,
+    ):
+        release_lease(connection, arena_id)
 
 
 def unsynced(arena: Arena) -> int:

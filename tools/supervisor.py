@@ -179,7 +179,7 @@ class Supervisor:
         if self._guests:
             return
         try:
-            removed = remove(arena, self._settings, self._work_ended)
+            removed = remove(arena, self._settings, self._work_ended, database_url=self.database_url)
         except LockTimeout as error:
             logger.warning("%s", error)
             removed = False

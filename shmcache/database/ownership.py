@@ -39,6 +39,11 @@ def renew_lease(connection: Connection, arena_id: str, seconds: float) -> None:
     connection.execute(statement(connection, "renew_host"), {"arena_id": arena_id, "seconds": seconds})
 
 
+def release_lease(connection: Connection, arena_id: str) -> None:
+    """Say that a host has ended: what it owns may be taken from now on."""
+    connection.execute(statement(connection, "release_host"), {"arena_id": arena_id})
+
+
 def forget_hosts(connection: Connection) -> None:
     """Remove what is known of hosts that were heard of last more than a day ago: their leases are over in any case."""
     connection.execute(statement(connection, "forget_hosts"))
@@ -60,7 +65,9 @@ def owner_of(connection: Connection, graph_exec_id: str) -> tuple[str, int] | No
 def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) -> int:
     """Make an arena the owner of a graph execution; return the token. Asking again gives the same one.
 
-    `since` is how far the arena's write ring reaches. Waits for the old owner's transaction, if it is just in one.
+    One that is taken from another counts it in its statistics (`lost_hosts`), and its node executions that are RUNNING
+    count an attempt (`lost_attempts`). `since` is how far the arena's write ring reaches. Waits for the old owner's
+    transaction, if it is just in one.
     Raises NotOwner while the owner's lease lasts, NotFound."""
     given = {"id": graph_exec_id, "arena_id": arena_id, "since": since}
     for _ in range(_MOST_TRIES):
@@ -85,6 +92,9 @@ def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) 
             ).fetchone()
             # step: taken
             if row is not None:
+                # Before anybody loads it: what ran there was an attempt, also where nobody there lives to count it.
+                connection.execute(statement(connection, "count_lost_attempts"), given)
+                connection.execute(statement(connection, "count_lost_host"), given)
                 return int(row[0])
     raise NotOwner(graph_exec_id, owner, token)
 
