@@ -294,7 +294,9 @@ class Manager:
             client.charge_usage(running, count)
             return running
 
-        running: NodeExecution = self._persist(client.atomically, begin, durable=durable)
+        running: NodeExecution = self._persist(client.atomically, begin)
+        if durable:
+            self._persist(client.wait_durable, client.last_sequence)
         return running
 
     def _drive(

@@ -18,7 +18,7 @@ import psycopg
 from shmcache.database.statements import statement
 from shmcache.errors import InvalidValue, NotFound, NotOwner
 from shmcache.identifiers import id_bytes
-from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, Write
+from shmcache.writes import Charge, GraphExecutionWrite, NodeExecutionWrite, Write
 
 Connection = psycopg.Connection[Any]
 
@@ -124,6 +124,33 @@ def lost(
         if owner is not None and (owner.arena_id != arena_id or sequence <= owner.since):
             found[sequence] = NotOwner(owner.graph_exec_id, owner.arena_id, owner.token)
     return found
+
+
+def lost_charges(connection: Connection, arena_id: str, charges: Iterable[tuple[int, Charge]]) -> dict[int, NotOwner]:
+    """Return which charges of an arena (by any numbers) are for node executions that never came to be, and why.
+
+    An execution whose row is there was its host's when that wrote it, and who took it over charges it under the same
+    key. One whose row is not there, of a graph execution that is another host's, is done there by another execution."""
+    known = [
+        (number, each) for number, each in charges if _is_named(each.node_exec_id) and _is_named(each.graph_exec_id)
+    ]
+    if not known:
+        return {}
+    given = {
+        "arena_id": arena_id,
+        "node_execs": [each.node_exec_id for _, each in known],
+        "graph_execs": [each.graph_exec_id for _, each in known],
+    }
+    rows = connection.execute(statement(connection, "lost_charges"), given)
+    reasons = {node_exec_id: NotOwner(*owner) for node_exec_id, *owner in rows}
+    return {number: reasons[each.node_exec_id] for number, each in known if each.node_exec_id in reasons}
+
+
+def _is_named(identifier: str | None) -> bool:
+    try:
+        return identifier is not None and bool(id_bytes(identifier))
+    except InvalidValue:
+        return False
 
 
 def _concerned(row: Write, graph_of: dict[str, str]) -> tuple[str, bool]:

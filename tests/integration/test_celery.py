@@ -35,12 +35,12 @@ def test_a_submitted_graph_is_run_by_the_children_of_a_worker_and_charged_once(p
     assert place.host.rows("SELECT balance FROM accounts") == [(500 - 3 * 28,)]
 
 
-def node_rows(place: Place, run: str) -> list[tuple[str, str]]:
+def node_rows(place: Place, run: str) -> list[tuple[str, ...]]:
     """Return the nodes of a graph execution and the statuses of their executions."""
     return place.host.rows(
         "SELECT n.name, e.status FROM node_executions e JOIN nodes n ON n.id = e.node_id"
         f" WHERE graph_execution_id = '{run}' ORDER BY n.name"
-    )  # type: ignore[return-value]
+    )
 
 
 def test_what_a_lost_host_was_running_runs_on_another_one_and_what_was_done_is_not_done_again(place: Place) -> None:
