@@ -242,8 +242,10 @@ def test_a_lost_host_charges_nothing_for_executions_that_only_it_knew(
 
 
 def test_no_charge_is_settled_before_the_rows_of_what_it_is_for(
-    connection: Connection, database_url: str, tmp_path: Path, in_child: InChild
+    connection: Connection, database_url: str, tmp_path: Path, in_child: InChild, table_set: str
 ) -> None:
+    if table_set != "shmcache":
+        pytest.skip("a platform's ledger is a view here, which has no such triggers")
     connection.execute(
         "CREATE TABLE seen (key text, was_there boolean);"
         "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SET search_path = shmcache AS $$ BEGIN"
