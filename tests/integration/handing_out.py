@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -80,31 +81,73 @@ def redis_server(host: Host, *options: str) -> tuple[Program, str]:
     server = shutil.which("redis-server")
     if server is None:
         pytest.skip("redis-server is not here: apt-get install redis-server")
-    socket = host.directory / "redis.sock"
+    path = host.directory / "redis.sock"
     program = host.run(
-        server, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(host.directory), *options
+        server, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(host.directory), *options
     )
 
     def answers() -> bool:
-        with redis.Redis(unix_socket_path=str(socket)) as client:
+        with redis.Redis(unix_socket_path=str(path)) as client:
             try:
                 return bool(client.ping())
             except redis.ConnectionError:
                 return False
 
     program.until(answers)
-    return program, f"redis+socket://{socket}"
+    return program, f"redis+socket://{path}"
+
+
+def rabbitmq_server(host: Host) -> tuple[Program, str, Callable[[], None]]:
+    """Start a RabbitMQ of the test's own; return it, its address, and what ends the name server that it starts.
+
+    Skips the test where there is none."""
+    server = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    if not server.exists():
+        pytest.skip("rabbitmq-server is not here: apt-get install rabbitmq-server")
+    names, node, distribution = (str(free_port()) for _ in range(3))
+    here = str(host.directory)
+    program = host.run(
+        str(server), HOME=here, ERL_EPMD_PORT=names, ERL_EPMD_ADDRESS="127.0.0.1", RABBITMQ_NODENAME="test@localhost",
+        RABBITMQ_MNESIA_BASE=here, RABBITMQ_LOG_BASE=here, RABBITMQ_NODE_IP_ADDRESS="127.0.0.1",
+        RABBITMQ_NODE_PORT=node, RABBITMQ_DIST_PORT=distribution, RABBITMQ_PID_FILE=f"{here}/rabbitmq.pid",
+        RABBITMQ_ENABLED_PLUGINS_FILE=f"{here}/plugins", RABBITMQ_CONFIG_FILE=f"{here}/none",
+    )  # fmt: skip
+
+    def answers() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", int(node))).close()
+        except OSError:
+            return False
+        return True
+
+    program.until(answers)
+
+    def end_names() -> None:
+        subprocess.run(["epmd", "-port", names, "-kill"], capture_output=True, check=False)
+
+    return program, f"amqp://guest:guest@127.0.0.1:{node}//", end_names
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 class Place:
-    """A database, a broker, and the hosts between them."""
+    """A database, a broker (redis or rabbitmq), and the hosts between them."""
 
-    def __init__(self, directory: Path, database_url: str) -> None:
+    def __init__(self, directory: Path, database_url: str, broker: str = "redis") -> None:
         self.directory = directory
         self.database_url = database_url
         self.host = self._host("one")
         self.hosts = [self.host]
-        self.redis, self.broker = redis_server(self.host)
+        self._last: Callable[[], None] = lambda: None
+        if broker == "redis":
+            self.redis, self.broker = redis_server(self.host)
+        else:
+            _, self.broker, self._last = rabbitmq_server(self.host)
 
     def _host(self, name: str, **environment: str) -> Host:
         directory = self.directory / name
@@ -201,3 +244,4 @@ class Place:
         """End everything."""
         for host in reversed(self.hosts):
             host.close(may_leave=True)
+        self._last()

@@ -14,8 +14,8 @@ from tests.integration.handing_out import Place, redis_server
 
 
 @pytest.fixture
-def place(database_url: str, tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path, database_url)
+def place(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path, database_url, getattr(request, "param", "redis"))
     yield made
     made.close()
 
@@ -43,6 +43,7 @@ def node_rows(place: Place, run: str) -> list[tuple[str, ...]]:
     )
 
 
+@pytest.mark.parametrize("place", ["redis", "rabbitmq"], indirect=True)
 def test_what_a_lost_host_was_running_runs_on_another_one_and_what_was_done_is_not_done_again(place: Place) -> None:
     serve = place.host.serve()
     worker = place.worker(place.host)

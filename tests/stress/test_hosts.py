@@ -226,3 +226,44 @@ def test_hosts_that_are_lost_or_cut_off_under_load_lose_and_double_nothing(made:
     print(json.dumps({**figures, **found}))  # noqa: T201 - the long run's report
     assert {name: number for name, number in found.items() if number} == {}
     assert figures["graph executions"]
+
+
+@pytest.mark.skipif("HOST_SPEED" not in os.environ, reason="a measurement: HOST_SPEED=30 is how many seconds of each")
+def test_three_hosts_beside_one(made: Ground) -> None:
+    """Prints what one host does of blocks of 50 ms, and three, and what they ask of the database."""
+    seconds = float(os.environ["HOST_SPEED"])
+    concurrency = 4
+    load = Load(made, 0, nodes=100)
+    found: list[tuple[float, float]] = []
+    for hosts in ((1,), (2, 3)):
+        for number in hosts:
+            made.start(number, concurrency)
+        for number in hosts:
+            made.await_ready(number)
+        load._at_once = concurrency * len(made.hosts)
+        load.drive(8)
+        with made.connect() as connection:
+            connection.execute("SELECT pg_stat_clear_snapshot()")
+            before = _progress(connection)
+            load.drive(seconds)
+            after = _progress(connection)
+        taken = (after[0] - before[0]) / 1e6
+        found.append(((after[1] - before[1]) / taken, (after[2] - before[2]) / taken))
+    (one, _), (three, transactions) = found
+    print(json.dumps({  # noqa: T201
+        "node executions a second, one host": round(one, 1), "three hosts": round(three, 1),
+        "ratio": round(three / one, 2), "transactions a second": round(transactions, 1),
+        "transactions a second per 1,000 node executions a second": round(1000 * transactions / three, 1),
+    }))  # fmt: skip
+    assert three > one
+
+
+def _progress(connection: psycopg.Connection[Any]) -> tuple[int, int, int]:
+    """Return the time in microseconds, the nodes COMPLETED, and the database's transactions."""
+    return (
+        count(connection, "SELECT (1e6 * extract(epoch FROM clock_timestamp()))::int8"),
+        count(connection, "SELECT count(*) FROM node_executions WHERE status = 'COMPLETED'"),
+        count(
+            connection, "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        ),
+    )
