@@ -66,6 +66,8 @@ def offer(connection: Connection, again_seconds: float) -> list[Submission]:
 
     What is offered to one caller is offered to no other one for `again_seconds`. Whether the queue of what nobody ever
     took is empty is for the caller to find out."""
+    # A host that is cut off now must not keep from the others what it was about to send.
+    connection.execute("SET LOCAL idle_in_transaction_session_timeout = '5s'")
     rows = connection.execute(statement(connection, "offer_submissions"), {"again_seconds": again_seconds})
     return [Submission(*row) for row in rows]
 
