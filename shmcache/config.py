@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     lock_wait: Seconds = Field(default=30.0, description="how long a lock is waited for before LockTimeout")
     stopped_wait: Seconds = Field(
         default=10.0,
-        description="how long a syncer or charger may be stopped (SIGSTOP) before it is killed; with a lock, 0.3",
+        description="a syncer or charger stopped (SIGSTOP) for so long is killed; with a lock or a half-full ring, 0.3",
     )
     workers: int = Field(default=2, ge=1, le=64, description="executor processes")
     worker_timeout: SecondsOrNever = Field(

@@ -18,12 +18,8 @@ It takes the direct client's time and a little more, and one account at a time. 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from shmcache.arena import Arena, Counter
@@ -33,6 +29,7 @@ from shmcache.echo_client import EchoClient
 from shmcache.errors import InsufficientBalanceError, NotFound, ShmcacheError
 from shmcache.execution_data_client import ExecutionDataClient, Work, WorkKind
 from shmcache.identifiers import id_bytes
+from shmcache.key_locks import KeyLocks
 from shmcache.records import (
     FINAL_STATUSES,
     ExecutionStatus,
@@ -76,7 +73,7 @@ class ShadowClient(ExecutionDataClient):
         self._queue = SharedWorkQueue(arena)
         self._direct = DirectClient(database_url, work_queue=self._queue, settings=settings, on_wait=count_wait)
         self._echo = EchoClient(arena, database_url, settings)
-        self._locks = _Locks(settings.state_dir / "locks" / f"{arena.name}.shadow.lock")
+        self._locks = KeyLocks(settings.state_dir / "locks" / f"{arena.name}.shadow.lock")
         self._calls: list[_Call] | None = None
         self._following: list[Callable[[], None]] = []
         self._graph_of: dict[str, str] = {}
@@ -441,49 +438,6 @@ class ShadowClient(ExecutionDataClient):
                 self._user_of.clear()
             self._user_of[graph_exec_id] = found
         return found
-
-
-class _Locks:
-    """Locks by key between processes: byte ranges of a file, at the places that keys say.
-
-    The kernel frees those of the dead. A wait that could never end is not waited for: without the lock a difference may
-    be counted that is none."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-        self._owner_pid = 0
-        self._held: set[int] = set()
-
-    def hold(self, key: bytes) -> bool:
-        """Hold a key's lock until `release`; return whether it was not held before."""
-        if self._owner_pid != os.getpid():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._owner_pid = os.getpid()
-            self._held = set()
-        place = int.from_bytes(key[-8:], "big") >> 2
-        if place in self._held:
-            return False
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, place)
-        except OSError as error:
-            if error.errno != errno.EDEADLK:
-                raise
-        self._held.add(place)
-        return True
-
-    def release(self) -> None:
-        """Let go of all."""
-        if self._held:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
-            self._held.clear()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._owner_pid == os.getpid():
-            os.close(self._descriptor)
-            self._owner_pid = 0
 
 
 def _comparable(answer: Any) -> Any:

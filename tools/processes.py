@@ -9,7 +9,8 @@ before it was up, again and again, while none of its role has lived for a second
 
 A child that is stopped (SIGSTOP) leads on, and nothing of its kind goes on without it; or it holds a lock, and nobody
 at all goes on. The kernel tells its parent; after a while it is killed, and then another one is started like after any
-death. With a lock that is after an instant: its work is done again by another, while all others would wait.
+death. With a lock that is after an instant: its work is done again by another, while all others would wait. So it is
+with one that leads while the ring that it should drain fills up: before it is full and its writers wait.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _FIRST_WAIT_SECONDS = 0.05
 _MOST_WAIT_SECONDS = 5.0
 _MOST_QUICK_FAILURES = 5
 _REMIND_SECONDS = 1.0
-_MOST_STOPPED_WITH_LOCK_SECONDS = 0.3
+_MOST_STOPPED_IN_THE_WAY_SECONDS = 0.3
 _LOOK_SECONDS = 1.0
 
 
@@ -71,16 +72,17 @@ class _Delayed(NamedTuple):
 class Processes:
     """The children of a supervisor.
 
-    One that leads may be stopped for `stopped_seconds`, one that holds a lock of the arena for an instant; None: both
-    for ever. The supervisor itself waits no longer than that for a lock, so as to be there to free it."""
+    One that leads may be stopped for `stopped_seconds`, one that holds a lock of the arena, or leads while a ring fills
+    up, for an instant; None: all of them for ever. The supervisor itself waits no longer than that for a lock, so as to
+    be there to free it."""
 
     def __init__(self, arena: Arena, stopped_seconds: float | None = None) -> None:
         self._arena = arena
         self._stopped_seconds = stopped_seconds
         self._lock_wait_seconds = arena.lock_wait_seconds
         if stopped_seconds is not None:
-            self._stopped_with_lock_seconds = min(stopped_seconds, _MOST_STOPPED_WITH_LOCK_SECONDS)
-            arena.lock_wait_seconds = min(arena.lock_wait_seconds, self._stopped_with_lock_seconds)
+            self._stopped_in_the_way_seconds = min(stopped_seconds, _MOST_STOPPED_IN_THE_WAY_SECONDS)
+            arena.lock_wait_seconds = min(arena.lock_wait_seconds, self._stopped_in_the_way_seconds)
         self._dead_hold = False
         self._looked_at = 0.0
         self._children: dict[int, Child] = {}
@@ -233,6 +235,9 @@ class Processes:
         if child.role.stop_raises and child.asked_to_stop is not None and now - child.asked_to_stop > _REMIND_SECONDS:
             self._ask_to_stop(pid, child)
 
+    def _is_a_ring_filling_up(self) -> bool:
+        return any(2 * ring.used_bytes >= ring.size for ring in (self._arena.write_ring, self._arena.charge_ring))
+
     def _end_if_stopped(self, pid: int, child: Child, now: float) -> None:
         """Kill a child that has been stopped for too long and is in the way of others."""
         if child.stopped is None or self._stopped_seconds is None:
@@ -240,8 +245,12 @@ class Processes:
         seconds = now - child.stopped
         if child.role.leads and seconds >= self._stopped_seconds:
             what = ""
-        elif seconds >= self._stopped_with_lock_seconds and pid in self._arena.lock_holders():
+        elif seconds < self._stopped_in_the_way_seconds:
+            return
+        elif pid in self._arena.lock_holders():
             what = " with a lock"
+        elif child.role.leads and self._is_a_ring_filling_up():
+            what = " while a ring fills up"
         else:
             return
         logger.warning("%s %d has been stopped for %.1f s%s: killed", child.role.name, pid, seconds, what)

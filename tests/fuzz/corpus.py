@@ -51,4 +51,6 @@ FOUND: list[tuple[str, Any]] = [
     # A TypeError and no JSON, for keys that are bytes, numbers that are none, and half a surrogate pair.
     ("dead letter", ("write", 4, True, packed([_ID, 0, "out", {b"key": float("nan")}, 1.5]))),
     ("dead letter", ("charge", 5, True, packed(["\ud800"]))),
+    # A RecursionError, as for the record.
+    ("dead letter", ("charge", 5, True, b"\x91" * 993 + b"\xc0")),
 ]

@@ -26,8 +26,8 @@ def words(pairs: int = PAIRS) -> Memory:
 
 
 def enter() -> Steps:
-    died = yield Acquire(LOCK)
-    if died:
+    unrepaired = yield Acquire(LOCK, again=True)
+    if unrepaired:
         yield from recover()
     # step: locked
 
@@ -62,7 +62,9 @@ def recover() -> Steps:
 
 
 def section(inside: Callable[[], Steps]) -> Steps:
-    """Do something in the critical section; answer whether it came to its end."""
+    """Do something in the critical section; answer whether it came to its end.
+
+    A second exception, in the handling of the first, goes on to the caller, and may leave the lock held."""
     try:
         yield from enter()
         yield from inside()
@@ -74,6 +76,14 @@ def section(inside: Callable[[], Steps]) -> Steps:
             yield Release(LOCK)
         return False
     return True
+
+
+def tried(inside: Callable[[], Steps]) -> Steps:
+    """Do something in the critical section, and go on after any exception; answer whether it came to its end."""
+    try:
+        return (yield from section(inside))
+    except Interrupted:
+        return False
 
 
 def add_one() -> Steps:
@@ -92,7 +102,7 @@ def look() -> Steps:
 def writer(times: int) -> Steps:
     for _ in range(times):
         yield Note(lambda memory: memory.update(begun=memory["begun"] + 1))
-        done = yield from section(add_one)
+        done = yield from tried(add_one)
         if done:
             yield Note(lambda memory: memory.update(told=memory["told"] + 1))
 
@@ -109,10 +119,11 @@ def system(writers: int, times: int, deaths: int, interrupts: int) -> System:
     return System(
         memory={**words(), **dict.fromkeys((TAIL, RECORD, LISTED, "begun", "told"), 0)},
         locks=[LOCK],
-        processes={**dict.fromkeys(names, partial(writer, times)), "auditor": partial(section, look)},
+        processes={**dict.fromkeys(names, partial(writer, times)), "auditor": partial(tried, look)},
         deaths=deaths,
         interrupts=interrupts,
         finally_=at_the_end,
+        may_end_with_locks=interrupts > 1,
     )
 
 
@@ -120,8 +131,9 @@ def systems() -> list[System]:
     return [
         system(writers=2, times=2, deaths=2, interrupts=1),
         system(writers=3, times=1, deaths=3, interrupts=0),
+        system(writers=1, times=2, deaths=1, interrupts=3),
     ]
 
 
 def large_systems() -> list[System]:
-    return [system(writers=3, times=2, deaths=3, interrupts=1)]
+    return [system(writers=3, times=2, deaths=3, interrupts=1), system(writers=2, times=2, deaths=1, interrupts=3)]

@@ -45,9 +45,12 @@ class Store(NamedTuple):
 
 
 class Acquire(NamedTuple):
-    """Takes a robust lock, waiting for it; answers whether its last holder died."""
+    """Takes a robust lock, waiting for it; answers whether its last holder died.
+
+    With `again`, also whether it is held by this very process, which an exception kept from releasing it."""
 
     lock: Hashable
+    again: bool = False
 
 
 class Release(NamedTuple):
@@ -94,7 +97,8 @@ class System(NamedTuple):
 
     `locks` are free at first. `always` and `finally_` return what is wrong, or None; `finally_` is given what became of
     each process: it ended, it rests, or it died. `on_change` is what the observer notes in the same step in which
-    the watched word changes, whoever stores it."""
+    the watched word changes, whoever stores it. With `may_end_with_locks` a process may end with a lock, and leaves it
+    as one that dies does."""
 
     memory: Mapping[Any, Any]
     processes: Mapping[str, Callable[[], Steps]]
@@ -105,6 +109,7 @@ class System(NamedTuple):
     finally_: Callable[[Memory, Mapping[str, str]], str | None] = lambda _memory, _fates: None
     watched: Hashable = None
     on_change: Callable[[Memory], None] = lambda _: None
+    may_end_with_locks: bool = False
 
 
 class Wrong(AssertionError):
@@ -118,6 +123,8 @@ class Explored(NamedTuple):
     steps: int
 
 
+HELD = "held"
+"""The answer to who takes a lock again that it has."""
 _FREE, _ABANDONED = "free", "abandoned"
 _DEAD = -2
 
@@ -146,7 +153,7 @@ def run_alone(steps: Steps, memory: Memory) -> None:
                 answer = memory[word]
             case Store(word, value):
                 answer = memory.update({word: value})
-            case Acquire(lock):
+            case Acquire(lock, _):
                 assert memory[lock] == _FREE
                 memory[lock] = "held"
                 answer = False
@@ -249,7 +256,9 @@ class _Exploration:
         if kind is Acquire:
             place = self._index[access.lock]
             holder = memory[place]
-            assert holder != process.number, f"{access.lock} is held already"
+            if holder == process.number:
+                assert access.again, f"{access.lock} is held already"
+                return [(memory, HELD)]
             if holder in (_FREE, _ABANDONED):
                 return [(_with(memory, place, process.number), holder == _ABANDONED)]
             return []
@@ -301,7 +310,8 @@ class _Exploration:
         if place < 0:
             for lock in self._lock_places:
                 if memory[lock] == process.number:
-                    assert place == _DEAD, f"{process.name} ended with a lock held"
+                    may = place == _DEAD or self._system.may_end_with_locks
+                    assert may, f"{process.name} ended with a lock held"
                     memory = _with(memory, lock, _ABANDONED)
         return memory
 

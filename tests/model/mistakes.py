@@ -42,7 +42,7 @@ MISTAKES = [
     ),
     Mistake(
         commit, "who inherits the lock does not recover",
-        [("    if died:\n        yield from recover()\n", "")],
+        [("    if unrepaired:\n        yield from recover()\n", "")],
         "seen in part",
     ),
     Mistake(

@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from shmcache.arena import Arena
+from shmcache.arena.transaction import Append
+from tests.unit.arena_state import commit
 from tools.processes import CannotStart, Processes, Role, ShouldStop
 from tools.signals import SignalQueue
 
@@ -134,6 +136,22 @@ def test_a_worker_that_is_stopped_with_the_commit_lock_is_killed_soon_and_the_ar
         arena.put(bytes(16), b"record")
         assert arena.check() == []
         assert processes.restarts == {"worker": 1}, "one that leads may be stopped for as long as was said"
+    finally:
+        processes.kill()
+
+
+def test_one_that_leads_is_killed_soon_when_the_ring_fills_up_while_it_is_stopped(arena: Arena) -> None:
+    processes = Processes(arena, stopped_seconds=60)
+    try:
+        leader = processes.start(Role("syncer", wait_for_stop, leads=True))
+        until(processes, lambda: leader in {each.pid for each in arena.processes()})
+        with arena._critical:
+            os.kill(leader, signal.SIGSTOP)
+        until(processes, lambda: processes._children[leader].stopped is not None)
+        while 2 * arena.write_ring.used_bytes < arena.write_ring.size:
+            assert not processes.restarts
+            commit(arena, Append("write", 1, bytes(5000)))
+        until(processes, lambda: processes.restarts.get("syncer") == 1)
     finally:
         processes.kill()
 

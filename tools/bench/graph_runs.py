@@ -23,6 +23,7 @@ from shmcache.identifiers import new_id
 from shmcache.manager import run_worker
 from shmcache.session import get_db_client, prepared_arena
 from shmcache.work_queue import WorkQueue
+from tools.bench.core_time import core_seconds
 from tools.bench.first_design import FirstDesignClient
 from tools.processes import Processes, Role, ShouldStop
 from tools.supervisor import Supervisor, own_arena_name
@@ -43,6 +44,8 @@ class Pass(NamedTuple):
     nodes: int
     blocking: int
     node_nanoseconds: list[float]
+    core_seconds: dict[str, float]
+    """What all processes of a role took together."""
 
 
 class _Stopwatch:
@@ -90,17 +93,24 @@ class _Passes:
     """The job of a supervisor: the graphs, again and again."""
 
     def __init__(
-        self, graphs: Sequence[LoadedGraph], repeat: int, passes: int, commit: Callable[[Arena], None]
+        self,
+        graphs: Sequence[LoadedGraph],
+        repeat: int,
+        passes: int,
+        commit: Callable[[Arena], None],
+        server_directory: Path,
     ) -> None:
         self._graphs = graphs
         self._repeat = repeat
         self._left = passes
         self._commit = commit
+        self._server_directory = server_directory
         self._user = new_id()
         self._began = 0.0
         self._nodes = 0
         self._blocking = 0
-        self.windows: list[tuple[float, float, int, int]] = []
+        self._cores: dict[str, float] = {}
+        self.windows: list[tuple[float, float, int, int, dict[str, float]]] = []
 
     def begin(self, database_url: str) -> None:
         """Save the graphs and open the account."""
@@ -114,6 +124,7 @@ class _Passes:
         totals = prepared_arena().counter_totals()
         self._nodes = totals[Counter.NODE_RUNS.name.lower()]
         self._blocking = totals[Counter.BLOCKING_DB_OPERATIONS.name.lower()]
+        self._cores = core_seconds(prepared_arena(), self._server_directory)
         self._began = time.monotonic()
         for _ in range(self._repeat):
             submit_graphs(get_db_client(), self._graphs, self._user)
@@ -129,7 +140,9 @@ class _Passes:
         totals = arena.counter_totals()
         nodes = totals[Counter.NODE_RUNS.name.lower()] - self._nodes
         blocking = totals[Counter.BLOCKING_DB_OPERATIONS.name.lower()] - self._blocking
-        self.windows.append((self._began, ended, nodes, blocking))
+        cores = core_seconds(prepared_arena(), self._server_directory)
+        cores = {role: seconds - self._cores.get(role, 0.0) for role, seconds in cores.items()}
+        self.windows.append((self._began, ended, nodes, blocking, cores))
         self._left -= 1
         if self._left:
             self.submit()
@@ -224,7 +237,7 @@ def _run(
                 file.write(f"{end} {spent}\n".encode())
         client.close()
 
-    job = _Passes(graphs, repeat, passes, commit)
+    job = _Passes(graphs, repeat, passes, commit, settings.state_dir / "postgresql")
     try:
         if not Supervisor(settings, own_arena_name(), Role("worker", work)).run(job):
             raise RuntimeError("the run did not end in order")
@@ -233,6 +246,6 @@ def _run(
         shutil.rmtree(directory)
     timed = [(float(ended), float(spent)) for ended, spent in lines]
     return [
-        Pass(ended - began, nodes, blocking, [spent for at, spent in timed if began <= at <= ended])
-        for began, ended, nodes, blocking in job.windows
+        Pass(ended - began, nodes, blocking, [spent for at, spent in timed if began <= at <= ended], cores)
+        for began, ended, nodes, blocking, cores in job.windows
     ]

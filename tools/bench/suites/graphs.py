@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from statistics import median
 
 import psutil
 
@@ -17,7 +18,7 @@ from shmcache.identifiers import id_text
 from shmcache.simple_cache import SimpleExecutorCache
 from tools.bench.bench import Bench
 from tools.bench.graph_runs import Pass, run_cached, run_direct, run_first_design
-from tools.bench.method import in_a_child, percentiles
+from tools.bench.method import CORES, in_a_child, percentiles
 from tools.bench.our_arena import OURS, make_arena, put, remove_arena
 from tools.bench.our_host import Database, quiet
 from tools.bench.workload import by_zipf, node_definitions
@@ -69,7 +70,7 @@ def _headline(bench: Bench, database: Database) -> None:
     per_second = {name: [each.nodes / each.seconds for each in found] for name, found in warm.items()}
     bench.ratio("graph-direct", per_second[ONE], per_second[DIRECT])
     bench.ratio("graph-first-design", per_second[ONE], per_second[FIRST])
-    bench.ratio("graph-two", per_second[TWO], per_second[ONE])
+    bench.ratio("graph-two", per_second[TWO], per_second[ONE], _most_of_two(warm[ONE]))
     blocking = {name: [each.blocking / each.nodes for each in found] for name, found in warm.items()}
     bench.ratio("graph-blocking", blocking[ONE], blocking[DIRECT])
 
@@ -83,6 +84,10 @@ def _figures(bench: Bench, cold: dict[str, list[Pass]], warm: dict[str, list[Pas
         for name, passes in found.items():
             bench.figure(f"node executions a second, all committed, {state}", name, "nodes/s",
                          [each.nodes / each.seconds for each in passes])  # fmt: skip
+    for name, passes in warm.items():
+        for role in sorted({role for each in passes for role in each.core_seconds}):
+            bench.figure("core time a node, warm", f"{name}: {role}", "ns",
+                         [each.core_seconds.get(role, 0.0) * 1e9 / each.nodes for each in passes])  # fmt: skip
     spent = {
         name: [round(each) for pass_ in passes for each in pass_.node_nanoseconds] for name, passes in warm.items()
     }
@@ -93,6 +98,14 @@ def _figures(bench: Bench, cold: dict[str, list[Pass]], warm: dict[str, list[Pas
     direct = found_percentiles[DIRECT]["50.0"]
     bench.ratio("node-p50", [found_percentiles[ONE]["50.0"]], [direct])
     bench.ratio("node-p99", [found_percentiles[ONE]["99.0"]], [direct])
+
+
+def _most_of_two(one: Sequence[Pass]) -> str:
+    """Say what two workers beside one can come to at most where all their processes share this machine's cores."""
+    most = median(len(CORES) * each.seconds / sum(each.core_seconds.values()) for each in one)
+    return (
+        f"at most {most:.2f} on these {len(CORES)} cores: one worker's run keeps {len(CORES) / most:.2f} of them busy"
+    )
 
 
 def _memory(bench: Bench) -> None:
