@@ -80,7 +80,17 @@ class Program:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "resource_tracker" not in " ".join(child.cmdline()):
                     child.kill()
-        psutil.wait_procs(children, 10)
+        deadline = time.monotonic() + 10
+        while any(map(_lives, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Say whether a process that is nobody's child here has not ended; who reaps it may take a while."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(done: Callable[[], Any], lives: Callable[[], bool], said: Callable[[], str]) -> None:
