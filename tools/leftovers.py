@@ -151,6 +151,7 @@ def drain(
         consumer.on_batch = on_batch
         consumer.run_once(should_stop)
 
+    run_once(SyncManager(arena, database_url, settings))  # rows before their charges
     run_once(ChargePool(arena, database_url, settings))
     if not should_stop() and close_all_holds(arena, database_url, settings):
         run_once(ChargePool(arena, database_url, settings))

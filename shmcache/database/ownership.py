@@ -130,7 +130,8 @@ def lost_charges(connection: Connection, arena_id: str, charges: Iterable[tuple[
     """Return which charges of an arena (by any numbers) are for node executions that never came to be, and why.
 
     An execution whose row is there was its host's when that wrote it, and who took it over charges it under the same
-    key. One whose row is not there, of a graph execution that is another host's, is done there by another execution."""
+    key. One whose row is not there, of a graph execution that was taken once, was done elsewhere by another execution;
+    also if its host has taken that back since. So rows go before charges (`ChargePool`)."""
     known = [
         (number, each) for number, each in charges if _is_named(each.node_exec_id) and _is_named(each.graph_exec_id)
     ]

@@ -241,6 +241,24 @@ def test_a_lost_host_charges_nothing_for_executions_that_only_it_knew(
     assert len(ledger(connection, user)) == 2
 
 
+def test_who_takes_back_what_it_had_lost_charges_nothing_for_what_it_did_meanwhile(
+    make_host: Callable[..., Host], connection: Connection, database_url: str
+) -> None:
+    one, two = make_host("one"), make_host("two")
+    user = open_account(database_url, 1_000)
+    run = one.client.create_graph_execution(priced_graph()[0].id, user).id
+    one.sync()
+    two.client.take_graph_execution(run)
+    begin(one.client, queued(one.client, run, PER_RUN))
+    one.sync()  # refused
+    assert one.client.take_graph_execution(run) == 3
+    done_again = queued(one.client, run, PER_RUN)
+    begin(one.client, done_again)
+    one.sync()
+    settle_now(one.arena, database_url, one.settings)
+    assert ledger(connection, user) == [(f"{done_again.id}:block", 3)]
+
+
 def test_no_charge_is_settled_before_the_rows_of_what_it_is_for(
     connection: Connection, database_url: str, tmp_path: Path, in_child: InChild, table_set: str
 ) -> None:
