@@ -4,6 +4,10 @@
 |-----------------|------------------------------------------------------------------------------------------------|
 | the user's id   | what can be spent now; the record there is the account's                                       |
 | `base_key`      | what that is reckoned from: the difference of the two is held by this arena's processes        |
+| `part_key`      | how much of it this host may hold now without asking: the part of its lease that is not held   |
+| `lease_key`     | what that is reckoned from: the lease; the difference of the two is held, as above             |
+| `version_key`   | the version of the lease's row that `lease_key` is of                                          |
+| `CREDIT_END`    | until when the host's leases last, in milliseconds of CLOCK_BOOTTIME                           |
 | `count_key`     | the user's node executions                                                                     |
 | `hold_mark`     | what is held for a node execution and 1, negative for an estimate; gone when the execution ends |
 | `spend_mark`    | what was spent under a caller's key and 1, until it is settled; then a record says that it was |
@@ -17,12 +21,31 @@ from shmcache.identifiers import derived_id, id_bytes
 
 ACCOUNTS = id_bytes(derived_id("accounts"))
 """The parent of all accounts that the arena has."""
+CREDIT_END = id_bytes(derived_id("credit end"))
 
 
 @lru_cache(maxsize=4096)
 def base_key(user_id: str) -> bytes:
     """Return the key of what a user's credits are reckoned from."""
     return id_bytes(derived_id("account base", id_bytes(user_id).hex()))
+
+
+@lru_cache(maxsize=4096)
+def part_key(user_id: str) -> bytes:
+    """Return the key of what a host may still hold of a user's credits."""
+    return id_bytes(derived_id("credit part", id_bytes(user_id).hex()))
+
+
+@lru_cache(maxsize=4096)
+def lease_key(user_id: str) -> bytes:
+    """Return the key of what a host has leased of a user's credits."""
+    return id_bytes(derived_id("credit lease", id_bytes(user_id).hex()))
+
+
+@lru_cache(maxsize=4096)
+def version_key(user_id: str) -> bytes:
+    """Return the key of the version of a user's lease."""
+    return id_bytes(derived_id("credit version", id_bytes(user_id).hex()))
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,8 @@
 """Credits over the arena: what an account has left is a counter there, changed in the commit that charges.
 
 A charge goes on the charge ring in the same commit that takes it from the counter, marked by what it is for, so that
-asking twice holds once. What is held as an estimate is settled or voided in the commit that ends the node.
+asking twice holds once. What is held as an estimate is settled or voided in the commit that ends the node. A second
+counter, of the part of the account that this host has leased, bounds what may be held (see `shmcache.leased_credits`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shmcache.account_keys import ACCOUNTS, base_key, count_key, hold_mark, marked, spend_mark
+from shmcache.account_keys import ACCOUNTS, base_key, count_key, hold_mark, marked, part_key, spend_mark
 from shmcache.arena import FLAG_INDEXED, FLAG_PINNED, Arena, Conflict, CounterTooLow, Transaction
 from shmcache.arena.transaction import (
     Add,
@@ -30,11 +31,11 @@ from shmcache.cached_transactions import CachedTransactions
 from shmcache.charge_manager import ChargeManager, Priced
 from shmcache.codec import PartialExecution, encode, json_text, pack, unpack
 from shmcache.config import Settings
-from shmcache.database import queries
 from shmcache.database.settlement import OpenHold
 from shmcache.errors import InsufficientBalanceError, NotFound, ShmcacheError
 from shmcache.frozen import FrozenDict
 from shmcache.identifiers import id_bytes
+from shmcache.leased_credits import LeasedCredits, lease_counters, now
 from shmcache.records import (
     FINAL_STATUSES,
     Account,
@@ -59,6 +60,7 @@ class CachedCredits(CachedTransactions):
             settings=settings,
         )  # fmt: skip
         self._told: dict[tuple[str, str | None], tuple[int | None, float]] = {}
+        self._leases = LeasedCredits(arena, self._backing, settings.credit_lease)
 
     def get_credits(self, user_id: str) -> int:
         """See ExecutionDataClient."""
@@ -129,6 +131,10 @@ class CachedCredits(CachedTransactions):
             operations.append(SetOnce(mark, marked(first.amount, first_kind == ChargeKind.HOLD)))
         # Also of nothing: the answer has what is left then. What costs nothing is not refused to who owes.
         operations.append(Add(account, -total, 0 if total else None))
+        if total:
+            operations.append(Add(part_key(user_id), -total, 0))
+            if now() >= self._leases.until:
+                self._leases.prolong()
         if self._records.at_hand.pending is not None:
             return self._spend_within(operations, node_exec, mark, user_id, total)
         while True:
@@ -148,7 +154,12 @@ class CachedCredits(CachedTransactions):
             except Conflict:
                 continue
             except CounterTooLow as error:
-                raise self._refused(user_id, first.graph_exec_id, error.value, total) from None
+                left = error.value
+                if error.key != account:
+                    if self._leases.take(user_id, total):
+                        continue
+                    left = self._arena.counter(error.key) or 0
+                raise self._refused(user_id, first.graph_exec_id, left, total) from None
             self._note_receipt(outcome)
             return outcome.counters[account]
 
@@ -222,6 +233,7 @@ class CachedCredits(CachedTransactions):
             pending.others.append(Append("charge", kind, pack(charge)))
             if cost != held:
                 pending.others.append(Add(id_bytes(charge.user_id), held - cost))
+                pending.others.append(Add(part_key(charge.user_id), held - cost))
                 pending.charged[charge.user_id] = pending.charged.get(charge.user_id, 0) + cost - held
         pending.marks.pop(mark, None)
         return partial._replace(execution=execution._replace(stats=FrozenDict({**execution.stats, "cost": cost})))
@@ -247,12 +259,16 @@ class CachedCredits(CachedTransactions):
                     Clear(mark, marked(hold.amount, is_estimate=True)),
                     Append("charge", ChargeKind.VOID, pack(void)),
                     Add(id_bytes(hold.user_id), hold.amount),
+                    Add(part_key(hold.user_id), hold.amount),
                 ]
             else:
                 self._records.put(self._end_charge(partial, abandoned=True))
             return True
 
         return self.atomically(close)
+
+    def _lease_more(self, user_id: str, amount: int) -> bool:
+        return self._leases.take(user_id, amount)
 
     def _refused(self, user_id: str, graph_exec_id: str | None, balance: int, amount: int) -> InsufficientBalanceError:
         """Leave a notice that a charge was refused; return what to raise."""
@@ -303,9 +319,10 @@ class CachedCredits(CachedTransactions):
             fill = Transaction()
             fill.evictions = self._arena.evictions()
             fill.rely_on(key, self._arena.version(key))
-            account = self._backing.load(queries.load_account, user_id)
-            if account is None:
+            opened = self._open_account(user_id)
+            if opened is None:
                 raise NotFound("account", user_id)
+            account, leased, version = opened
             amount = account.balance - account.debt - account.held
             fill.operations += [
                 Touch(ACCOUNTS, FLAG_PINNED | FLAG_INDEXED),
@@ -320,7 +337,13 @@ class CachedCredits(CachedTransactions):
                     SetCounter(base_key(user_id), amount),
                     Touch(count_key(user_id), FLAG_PINNED),
                     SetCounter(count_key(user_id), account.execution_count),
+                    *lease_counters(user_id, leased, version),
                 ]
             with contextlib.suppress(Conflict):
                 self._arena.commit(fill)
         return hit
+
+    def _open_account(self, user_id: str) -> tuple[Account, int, int] | None:
+        """Return an account, what is leased of it to begin with, and the version of that; None for an unknown one."""
+        opened = self._leases.open(user_id)
+        return opened and (opened[0], opened[1].leased, opened[1].version)

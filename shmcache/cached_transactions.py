@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
+from shmcache.account_keys import part_key
 from shmcache.arena import Arena, Conflict, Counter, CounterTooLow, Ring
 from shmcache.arena.transaction import (
     Enqueue,
@@ -49,6 +50,10 @@ class CachedTransactions(ExecutionDataClient):
     def _refused(self, user_id: str, graph_exec_id: str | None, balance: int, amount: int) -> InsufficientBalanceError:
         """Leave a notice that a charge was refused; return what to raise."""
 
+    @abstractmethod
+    def _lease_more(self, user_id: str, amount: int) -> bool:
+        """Lease so much of an account that an amount can be held; return whether it can be."""
+
     def atomically(self, work: Callable[[], T], *, durable: bool = False, urgent: bool = False) -> T:
         """See ExecutionDataClient."""
         pending = self._records.at_hand.pending
@@ -77,7 +82,11 @@ class CachedTransactions(ExecutionDataClient):
                 refused = error
             finally:
                 self._records.at_hand.pending = None
-            user_id = id_text(refused.key)
+            user_id = next((user for user in pending.charged if part_key(user) == refused.key), "")
+            if user_id and self._lease_more(user_id, pending.charged[user_id]):
+                conflicts += 1
+                continue
+            user_id = user_id or id_text(refused.key)
             raise self._refused(
                 user_id, pending.charged_for.get(user_id), refused.value, pending.charged.get(user_id, 0)
             )

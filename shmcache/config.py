@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl | None = Field(
         default=None, description="PostgreSQL to use; without one, an embedded server is started"
     )
+    listen_url: DatabaseUrl | None = Field(
+        default=None,
+        description="PostgreSQL itself, for what it tells (LISTEN), where SHMCACHE_DATABASE_URL is a pooler's address",
+    )
     schema: Literal["shmcache", "autogpt"] = Field(  # type: ignore[assignment] # what pydantic calls so is deprecated
         default="shmcache", description="whose tables: shmcache, our own, or autogpt, those of the AutoGPT Platform"
     )
@@ -167,8 +171,18 @@ class Settings(BaseSettings):
     account_interval: Seconds = Field(
         default=30.0, description="longest time between two reads of the accounts that the arena has"
     )
+    credit_lease: Annotated[Seconds, Field(ge=1)] = Field(
+        default=5400.0,
+        description="how long a host that is cut off goes on with what it has leased of accounts, and others leave it",
+    )
     definition_interval: Seconds = Field(
         default=60.0, description="longest time between two checks of the graphs that the arena has"
+    )
+    retention_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="days after which executions are dropped, by whole months that have ended; 0: never",
     )
     host_lease: Seconds = Field(
         default=15.0,

@@ -29,7 +29,8 @@ from shmcache.config import Settings
 from shmcache.database import queries
 from shmcache.database.accounts import add_refusal
 from shmcache.database.arrays import plain_array
-from shmcache.database.connection import address, connect
+from shmcache.database.connection import address, connect, is_pooled
+from shmcache.database.leases import ASKING_SECONDS, find_free
 from shmcache.database.numbers import exact_floats
 from shmcache.database.statements import statement
 from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound, ShmcacheError
@@ -352,12 +353,20 @@ class DirectClient(ExecutionDataClient):
         balance, amount, left = rows[0]
         if left is None:
             refusal = Refusal(user_id, None, node_exec and node_exec.graph_exec_id, balance, amount, charges[0][1].time)
-            if self._transaction is None:
-                self._tell(refusal)
-            else:
+            error = InsufficientBalanceError(user_id, balance, amount)
+            if self._transaction is not None:
                 self._transaction.refusal = refusal
-            raise InsufficientBalanceError(user_id, balance, amount)
+            elif self._find_credits(error):
+                return self._spend(charges, node_exec)
+            else:
+                self._tell(refusal)
+            raise error
         return int(left)
+
+    def _find_credits(self, error: InsufficientBalanceError) -> bool:
+        """Have hosts that have leased what was lacking give it back; return whether it is there now. Blocks."""
+        user_id = id_text(id_bytes(error.user_id))
+        return self._answer(lambda connection: find_free(connection, user_id, error.amount, ASKING_SECONDS))
 
     def _notice_low(self, user_id: str) -> list[Step]:
         """Return the statement that notices when a balance goes below the threshold, if there is one."""
@@ -394,6 +403,7 @@ class DirectClient(ExecutionDataClient):
         """See ExecutionDataClient. Blocks once more, for the commit, if there is anything to commit."""
         if self._transaction is not None:
             return work()
+        has_asked = False
         while True:
             transaction = self._transaction = _Transaction()
             try:
@@ -407,6 +417,15 @@ class DirectClient(ExecutionDataClient):
             except _RERUN:
                 self._undo(transaction)
                 continue
+            except InsufficientBalanceError as error:
+                self._undo(transaction)
+                self._transaction = None
+                if not has_asked and self._find_credits(error):
+                    has_asked = True
+                    continue
+                if transaction.refusal is not None:
+                    self._tell(transaction.refusal)
+                raise
             except psycopg.Error as error:
                 self._undo(transaction)
                 raise self._failure(error) from None
@@ -526,7 +545,8 @@ class DirectClient(ExecutionDataClient):
             return transaction.connection
         if self._connection is None or self._connection.closed or self._owner_pid != os.getpid():
             self._connection = connect(self._database_url, application_name="shmcache direct", on_wait=self._on_wait)
-            self._connection.prepare_threshold = 0
+            if not is_pooled(self._connection):
+                self._connection.prepare_threshold = 0
             self._owner_pid = os.getpid()
         if transaction is not None:
             transaction.connection = self._connection

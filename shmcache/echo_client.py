@@ -6,6 +6,7 @@ any time, and is loaded again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -16,8 +17,10 @@ from shmcache.arena.transaction import Append, Outcome, SetCounter
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
 from shmcache.database import queries
+from shmcache.database.accounts import MAXIMUM_BALANCE
 from shmcache.errors import InvalidValue, NotFound
 from shmcache.identifiers import id_bytes, new_id
+from shmcache.records import Account
 
 
 class _WithoutRings:
@@ -40,6 +43,7 @@ class EchoClient(CachedClient):
 
     def __init__(self, arena: Arena, database_url: str, settings: Settings) -> None:
         super().__init__(cast("Arena", _WithoutRings(arena)), database_url, settings)
+        self._leases.until = math.inf
         self._identifier: str | None = None
         self._time: float | None = None
 
@@ -57,6 +61,11 @@ class EchoClient(CachedClient):
             return getattr(self, name)(*arguments, **options)
         finally:
             self._identifier = self._time = None
+
+    def _open_account(self, user_id: str) -> tuple[Account, int, int] | None:
+        # What is spent here was spent in the database: there is nothing to lease.
+        account = self._backing.load(queries.load_account, user_id)
+        return account and (account, MAXIMUM_BALANCE, 0)
 
     def renew_account(self, user_id: str) -> None:
         """Set an account's credits and count of executions to what the database says; an unknown one is left out."""

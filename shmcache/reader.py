@@ -24,7 +24,7 @@ import psycopg
 
 from shmcache.database import queries
 from shmcache.database.announcements import CHANNEL, Announcement, read_announcement
-from shmcache.database.connection import TableSet, address, connect, with_table_set
+from shmcache.database.connection import TableSet, address, connect, is_pooled, with_table_set
 from shmcache.database.statements import statement
 from shmcache.errors import DatabaseUnavailable, FlushTimeout, InvalidValue, NotFound
 from shmcache.identifiers import id_bytes
@@ -155,7 +155,8 @@ class Reader:
         for last_try in (False, True):
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._database_url, application_name="shmcache reader")
-                self._connection.execute(f"LISTEN {CHANNEL}")
+                if not is_pooled(self._connection):
+                    self._connection.execute(f"LISTEN {CHANNEL}")
             try:
                 return query(self._connection)
             except psycopg.OperationalError as error:

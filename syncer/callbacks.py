@@ -27,7 +27,7 @@ import psycopg
 
 from shmcache.database.accounts import top_up
 from shmcache.database.connection import connect
-from shmcache.database.notices import Notice, ask_for_top_up, let_go, mark_delivered, mark_failed, take_notice
+from shmcache.database.notices import Notice, ask_for_top_up, mark_delivered, mark_failed, take_notice
 from shmcache.errors import DatabaseUnavailable
 from syncer.backoff import Backoff
 
@@ -113,27 +113,25 @@ class Callbacks:
 
     def _deliver_one(self, connection: psycopg.Connection[Any]) -> bool:
         """Deliver the oldest notice that is due; return whether there was one."""
-        notice = take_notice(connection)
-        if notice is None:
-            return False
-        try:
-            paid = self._call(notice)
-            with connection.transaction():
-                mark_delivered(connection, notice)
-                if notice.kind != "top_up":
-                    if "top_up" in self._functions:
-                        ask_for_top_up(connection, notice)
-                elif paid:
-                    top_up(connection, notice.user_id, paid, notice.id, "automatic top-up")
-        except (psycopg.Error, DatabaseUnavailable):
-            raise
-        except Exception as error:
-            logger.exception("callback %s failed for user %s", notice.kind, notice.user_id)
-            mark_failed(connection, notice, f"{type(error).__name__}: {error}", _MOST_TRIES)
-        finally:
-            if not connection.closed:
-                let_go(connection, notice)
-        return True
+        with connection.transaction():
+            notice = take_notice(connection)
+            if notice is None:
+                return False
+            try:
+                paid = self._call(notice)
+                with connection.transaction():
+                    mark_delivered(connection, notice)
+                    if notice.kind != "top_up":
+                        if "top_up" in self._functions:
+                            ask_for_top_up(connection, notice)
+                    elif paid:
+                        top_up(connection, notice.user_id, paid, notice.id, "automatic top-up")
+            except (psycopg.Error, DatabaseUnavailable):
+                raise
+            except Exception as error:
+                logger.exception("callback %s failed for user %s", notice.kind, notice.user_id)
+                mark_failed(connection, notice, f"{type(error).__name__}: {error}", _MOST_TRIES)
+            return True
 
     def _call(self, notice: Notice) -> Any:
         """Call what is declared for a notice. Raises whatever that raises."""

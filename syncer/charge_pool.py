@@ -23,6 +23,9 @@ database says: balance, less debt, less what other hosts hold. The difference is
 charges on the ring, and the estimates of runs that have not ended. Only a charger moves the base, when it releases a
 batch, and when it hears that an account was changed by somebody else; each account is also read again now and then.
 
+Two more counters say the same of the part of the account that this host has leased: what can be held against it now,
+and the lease. What is settled leaves the lease in the transaction that settles it; see `syncer.credit_leases`.
+
 The pool's processes are spawned, not forked: a child forked from the leader would inherit the descriptor that holds the
 lock file, and the threads that a pool needs would make forking unsafe. The kernel kills them when the charger dies.
 """
@@ -35,29 +38,34 @@ from collections.abc import Sequence
 
 import psycopg
 
-from shmcache.account_keys import ACCOUNTS, base_key, spend_mark
+from shmcache.account_keys import ACCOUNTS, spend_mark
 from shmcache.arena import Arena, Conflict, Counter, Entry, Transaction
-from shmcache.arena.transaction import Advance, Clear, Exchange, Rebase
+from shmcache.arena.transaction import Advance, Clear, Exchange
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
-from shmcache.database.accounts import add_refusal, spendable
+from shmcache.database.accounts import add_refusal, look_at_accounts
 from shmcache.database.bookkeeping import Checkpoint, move_checkpoint
+from shmcache.database.leases import Standing
 from shmcache.database.settlement import OpenHold, Shortfall, load_open_holds
 from shmcache.errors import ArenaFull, Fenced, InvalidValue, NotFound, Unavailable
 from shmcache.identifiers import id_bytes, id_text
+from shmcache.leased_credits import account_rebase, lease_rebase
 from syncer import settlement_worker
 from syncer.account_changes import AccountChanges
 from syncer.callbacks import Callbacks
 from syncer.charge_batch import Batch
 from syncer.consumer import RingConsumer, ShouldStop, one_line
+from syncer.credit_leases import CreditLeases
 from syncer.holds import close_left_holds
+from syncer.listening import listen_url
 from syncer.refusals import is_refusal
 from syncer.settlement_pool import PoolBroken, SettlementPool
 from syncer.settlement_worker import Partition, Settled
 
 logger = logging.getLogger(__name__)
 
-_BATCH_ENTRIES = 10_000
+_BATCH_ENTRIES = 3_000
+"""As many users may be charged in a batch: what is released for them is one commit, which has its limit."""
 _BATCH_BYTES = 8 << 20
 _HANG_SECONDS = 60.0
 _INTERVAL_SECONDS = 1.0
@@ -97,6 +105,7 @@ class ChargePool(RingConsumer):
         self._changes: AccountChanges | None = None
         self._callbacks: Callbacks | None = None
         self._client: CachedClient | None = None
+        self._leases = CreditLeases(arena, settings.credit_lease)
         self._holds: dict[str, OpenHold] | None = None
         self._stale: set[str] = set()
         self._behind = 0
@@ -107,7 +116,8 @@ class ChargePool(RingConsumer):
         logger.info("Charge manager started")
         self._pool = self._make_pool()  # its processes come up before the first charge waits for them
         self._client = CachedClient(self._arena, self._database_url, self._settings)
-        self._changes = AccountChanges(self._database_url, self._arena.arena_id, self._ring.request_drain)
+        address = listen_url(self._database_url, self._settings)
+        self._changes = AccountChanges(address, self._arena.arena_id, self._ring.request_drain)
         self._callbacks = Callbacks.start(self._database_url)
         self._holds = None
         self._stale = set()
@@ -160,7 +170,8 @@ class ChargePool(RingConsumer):
             is_new = move_checkpoint(connection, self._arena.arena_id, self._ring.name, epoch, last)
             for entry, reason in batch.broken:
                 self._add_dead_letter(entry, reason)
-            for entry, refusal in batch.refusals:
+            # In one order on every host: a notice that another is just writing is waited for.
+            for entry, refusal in sorted(batch.refusals, key=lambda each: (each[1].user_id, each[1].graph_id or "")):
                 try:
                     with connection.transaction():
                         add_refusal(connection, refusal)
@@ -168,13 +179,15 @@ class ChargePool(RingConsumer):
                     if not is_refusal(error):
                         raise
                     self._add_dead_letter(entry, error)
-            amounts = spendable(connection, batch.users, self._arena.arena_id, self._settings.low_balance)
+            standings = look_at_accounts(connection, batch.users, self._arena.arena_id, self._settings.low_balance)
         # step: confirmed
         self._tell(settled.shortfalls)
         self._retire_marks(batch.marks)
         # step: told
-        self._rebase(amounts, batch.released, self._behind, last)
+        counters = self._rebase(standings, batch.released, self._behind, last)
         # step: released
+        self._leases.note_spent(batch.released)
+        self._leases.consider(standings, counters)
         held_since = batch.held_since
         if self._holds is not None:
             for opened in batch.opened:
@@ -238,18 +251,26 @@ class ChargePool(RingConsumer):
                 wanted.operations = [Clear(each.key, None) for each in wanted.operations if isinstance(each, Exchange)]
                 self._arena.commit(wanted)
 
-    def _rebase(self, amounts: dict[str, int], released: dict[str, int], before: int, last: int) -> None:
-        """Move the head from `before` to `last`, and the accounts' credits to what the database says, in one commit."""
+    def _rebase(
+        self, standings: dict[str, Standing], released: dict[str, int], before: int, last: int
+    ) -> dict[bytes, int]:
+        """Move the head from `before` to `last`, and the accounts' credits to what the database says, in one commit.
+
+        Returns the counters that were moved."""
         wanted = Transaction()
         wanted.operations.append(Advance(self._ring.name, before, last))
-        for user_id, amount in amounts.items():
-            wanted.operations.append(Rebase(id_bytes(user_id), base_key(user_id), amount, released.get(user_id, 0)))
+        for user_id, standing in standings.items():
+            amount = released.get(user_id, 0)
+            wanted.operations += [account_rebase(standing, amount), lease_rebase(standing, amount)]
         try:
-            self._arena.commit(wanted)
+            return self._arena.commit(wanted).counters
         except Conflict:
             raise Fenced("charger", 0).of(self._arena.name) from None
 
     # Between batches
+
+    def _next_look_seconds(self) -> float:
+        return min(self._interval_seconds, self._leases.interval_seconds)
 
     def _look_around(self) -> bool:
         self._mend_pool()
@@ -257,6 +278,9 @@ class ChargePool(RingConsumer):
             return False  # the database is away, and this process is asked to end
         try:
             self._refresh()
+            self._stale |= self._leases.work(self._connected())
+            if self._stale:  # what was given back pays debt
+                self._refresh()
             return self._close_holds()
         except self.passing as error:
             logger.debug("accounts and holds are looked after later: %s", one_line(error))
@@ -269,7 +293,8 @@ class ChargePool(RingConsumer):
         assert self._changes is not None
         told, everything = self._changes.take()
         now = time.monotonic()
-        if everything or now >= self._read_all_at:
+        is_time = now >= self._read_all_at
+        if everything or is_time:
             self._read_all_at = now + self._settings.account_interval
             told |= {id_text(key) for key in self._arena.members(ACCOUNTS) or ()}
         self._stale |= {user for user in told if self._arena.counter(id_bytes(user)) is not None}
@@ -279,9 +304,10 @@ class ChargePool(RingConsumer):
             sequence = self._ring.committed_sequence
             connection = self._connected()
             with connection.transaction():
-                amounts = spendable(connection, some, self._arena.arena_id, self._settings.low_balance)
+                standings = look_at_accounts(connection, some, self._arena.arena_id, self._settings.low_balance)
             # step: reread
-            self._rebase(amounts, {}, sequence, sequence)
+            counters = self._rebase(standings, {}, sequence, sequence)
+            self._leases.consider(standings, counters, idle=is_time)
             self._stale.difference_update(some)
 
     def _close_holds(self) -> bool:

@@ -29,8 +29,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shmcache import tracing
 from shmcache.arena import Arena, Counter, Entry, Ring
 from shmcache.config import Settings
-from shmcache.database.bookkeeping import Checkpoint, add_dead_letter, begin_epoch, limit_transactions
-from shmcache.database.connection import connect
+from shmcache.database.bookkeeping import (
+    IDLE_SECONDS,
+    TRANSACTION_SECONDS,
+    Checkpoint,
+    add_dead_letter,
+    begin_epoch,
+    limit_transactions,
+)
+from shmcache.database.connection import connect, is_pooled
 from shmcache.errors import ArenaError, DatabaseUnavailable, Fenced
 from syncer.backoff import Backoff
 from syncer.batch_limit import BatchLimit
@@ -47,10 +54,7 @@ _OUTAGE_LOG_SECONDS = 60.0
 _COMMIT_SECONDS = 0.25
 """How long a commit may well take: a durable write, a write to a full ring, a new leader and a fenced one wait for
 about so much, or twice."""
-_IDLE_IN_TRANSACTION = "-c idle_in_transaction_session_timeout=30s"
-_TRANSACTION_SECONDS = 300
-"""A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one. The
-second limit, which PostgreSQL has from 17 on, is for one that was stopped while it sent a statement."""
+_IDLE_IN_TRANSACTION = f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s"
 
 
 class RingConsumer(ABC):
@@ -154,7 +158,8 @@ class RingConsumer(ABC):
         """Return the open connection of this process; make one if there is none. Raises DatabaseUnavailable."""
         if self._connection is None or self._connection.closed:
             self._connection = connect(_guarded(self._database_url), application_name=f"shmcache {self.role}")
-            limit_transactions(self._connection, _TRANSACTION_SECONDS)
+            if not is_pooled(self._connection):  # else each transaction that moves the checkpoint has its limit
+                limit_transactions(self._connection, TRANSACTION_SECONDS)
         return self._connection
 
     def _disconnect(self) -> None:

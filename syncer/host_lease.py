@@ -24,7 +24,7 @@ from shmcache.database.submissions import cancelled_of_arena
 from shmcache.errors import InvalidValue, NotFound
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES
-from syncer.listening import Listener
+from syncer.listening import Listener, listen_url
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class HostLease(Listener):
         self._left: dict[str, str] = {}
         self._has_looked = False
         self._turn = threading.Lock()
-        super().__init__(database_url, "host lease", settings.host_lease / _RENEWALS_A_LEASE)
+        super().__init__(listen_url(database_url, settings), "host lease", settings.host_lease / _RENEWALS_A_LEASE)
 
     def note_lost(self, graph_exec_ids: Iterable[str]) -> None:
         """Have work on graph executions stopped that are another host's now. From any thread."""

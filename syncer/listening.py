@@ -1,5 +1,8 @@
 """Listener: what the database tells on a channel (LISTEN), heard in a thread of its own.
 
+Nothing is heard through a pooler that hands sessions from one transaction to the next: give the server's own address
+(SHMCACHE_LISTEN_URL). Without it whoever listens looks for itself, as often as it does in any case.
+
 A notification can be missed (while the connection is away, say), so whoever listens is told of each new connection, and
 should look for itself now and then in any case.
 """
@@ -18,13 +21,22 @@ from typing import Any, ClassVar
 
 import psycopg
 
-from shmcache.database.connection import connect
+from shmcache.config import Settings
+from shmcache.database.connection import connect, is_pooled, with_table_set
 from shmcache.errors import ShmcacheError
 from syncer.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
 _STOPPING_SECONDS = 2.0
+
+_deaf_said = False
+"""Whether this process has said that it hears nothing."""
+
+
+def listen_url(database_url: str, settings: Settings) -> str:
+    """Return where to listen for what a database tells."""
+    return with_table_set(settings.listen_url, settings.schema) if settings.listen_url else database_url
 
 
 class Listener(ABC):
@@ -63,7 +75,10 @@ class Listener(ABC):
         while True:
             try:
                 with contextlib.closing(self._connect()) as connection:
-                    connection.execute(f"LISTEN {self.channel}")
+                    if is_pooled(connection):
+                        _say_deaf()
+                    else:
+                        connection.execute(f"LISTEN {self.channel}")
                     self._look(connection)
                     self._backoff.reset()
                     self.listening.set()
@@ -98,3 +113,13 @@ class Listener(ABC):
         """Wait for something to read; return whether it is time to stop."""
         ready, _, _ = select.select([self._stop_reads, *descriptors], [], [], timeout_seconds)
         return self._stop_reads in ready
+
+
+def _say_deaf() -> None:
+    global _deaf_said  # noqa: PLW0603
+    if not _deaf_said:
+        _deaf_said = True
+        logger.warning(
+            "a pooler stands before the database: what changes there is not heard of, but found at the next check; "
+            "SHMCACHE_LISTEN_URL takes the address of PostgreSQL itself"
+        )

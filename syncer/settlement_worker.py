@@ -115,8 +115,6 @@ def settle_partition(partition: Partition) -> Settled:
     try:
         if _connection is None or _connection.closed:
             _connection = connect(_database_url, application_name="shmcache charge pool")
-            # Who hears of the changes knows by this that they are its own.
-            _connection.execute("SELECT set_config('shmcache.origin', %s, false)", (arena_id,))
         connection = _connection
 
         def write(some: Sequence[Item]) -> None:
@@ -132,6 +130,9 @@ def settle_partition(partition: Partition) -> Settled:
             add_dead_letter(connection, arena_id, ring, *item, error)
 
         with connection.transaction():
+            # Who hears of the changes knows by this that they are its own. For this transaction: the session may be
+            # another's afterwards.
+            connection.execute("SELECT set_config('shmcache.origin', %s, true)", (arena_id,), prepare=True)
             lost = lost_charges(connection, arena_id, [(sequence, charges[sequence][1]) for sequence, *_ in items])
             for item in items:
                 if item[0] in lost:

@@ -35,6 +35,8 @@ from syncer.consumer import RingConsumer, one_line
 from syncer.definition_changes import DefinitionChanges
 from syncer.entries import read_write
 from syncer.host_lease import HostLease
+from syncer.listening import listen_url
+from syncer.partition_keeper import PartitionKeeper
 from syncer.refusals import is_refusal, write_around_refusals
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class SyncManager(RingConsumer):
         self._definitions: DefinitionChanges | None = None
         self._announcer = Announcer(arena.arena_id)
         self._lease: HostLease | None = None
+        self._partitions: PartitionKeeper | None = None
         self._was_robbed = False
 
     def _begin(self) -> None:
@@ -91,18 +94,21 @@ class SyncManager(RingConsumer):
         self._arena.count(Counter.LEADERS)
         self._announcer = Announcer(self._arena.arena_id)
         if self._is_staying:
-            self._definitions = DefinitionChanges(self._arena, self._database_url, self._settings.definition_interval)
+            self._definitions = DefinitionChanges(
+                self._arena, listen_url(self._database_url, self._settings), self._settings.definition_interval
+            )
             self._lease = HostLease(self._arena, self._database_url, self._settings)
+            self._partitions = PartitionKeeper(self._database_url, self._settings.retention_days)
 
     def _end(self) -> None:
         self._tell(now=True)
         logger.info("Sync manager stopped")
 
     def _let_go(self) -> None:
-        for each in (self._definitions, self._lease):
+        for each in (self._definitions, self._lease, self._partitions):
             if each is not None:
                 each.stop()
-        self._definitions = self._lease = None
+        self._definitions = self._lease = self._partitions = None
         super()._let_go()
 
     def _take(self, after: int) -> _Batch:

@@ -14,12 +14,13 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from shmcache.account_keys import ACCOUNTS, base_key
+from shmcache.account_keys import ACCOUNTS, base_key, lease_key, part_key
 from shmcache.arena import Arena, list_arenas
 from shmcache.codec import unpack
 from shmcache.config import Settings
 from shmcache.database.accounts import top_up
 from shmcache.database.audit import Totals, find_differences, list_accounts, list_holds, load_ledger
+from shmcache.database.leases import release_leases
 from shmcache.database.migrate import identity
 from shmcache.database.queries import load_account
 from shmcache.database.settlement import load_open_holds, settle
@@ -79,7 +80,7 @@ def holds(settings: Settings, limit: int, as_json: bool) -> None:
 
 
 def void(settings: Settings, arena_id: str, as_json: bool) -> None:
-    """Void the estimates of an arena that is gone, with a machine say, and print how many.
+    """Void the estimates of an arena that is gone, with a machine say, release what it had leased, and print how many.
 
     Raises ArenaExists where this host has it, InvalidValue."""
     arena_id = id_text(id_bytes(arena_id))
@@ -94,7 +95,10 @@ def void(settings: Settings, arena_id: str, as_json: bool) -> None:
             for key, user, _, node_exec, graph_exec, *_ in left
         ]
         settle(connection, voids, arena_id=arena_id, low_balance=settings.low_balance)
-    row = {"voided": len(left), "credits": sum(each.amount for each in left)}
+        leases, leased = release_leases(connection, arena_id)
+    row = {
+        "voided": len(left), "credits": sum(each.amount for each in left), "leases": leases, "leased_credits": leased,
+    }  # fmt: skip
     _print("voided", [row], as_json, row)
 
 
@@ -135,14 +139,17 @@ def compare_holds(arena: Arena, connection: psycopg.Connection[Any]) -> list[str
         before = ring.last_sequence, ring.committed_sequence
         unsettled = _unsettled(arena, connection, before[1])
         held = {user: _held(arena, user) for user in (id_text(key) for key in arena.members(ACCOUNTS) or ())}
+        of_leases = {user: _held_of_lease(arena, user) for user in held}
         again = {user: _held(arena, user) for user in held}
         if (ring.last_sequence, ring.committed_sequence) == before and held == again:
-            return [
-                f"arena {arena.name}: {amount} are held for user {user}, the charges not settled come to "
+            found = [
+                f"arena {arena.name}: {amount} {what} for user {user}, the charges not settled come to "
                 f"{unsettled.get(user, 0)}"
-                for user, amount in held.items()
+                for what, amounts in (("are held", held), ("of the lease are held", of_leases))
+                for user, amount in amounts.items()
                 if amount != unsettled.get(user, 0)
-            ] + [
+            ]
+            return found + [
                 f"arena {arena.name}: charges of {amount} for user {user}, who has no account there, are not settled"
                 for user, amount in unsettled.items()
                 if amount and user not in held
@@ -153,6 +160,10 @@ def compare_holds(arena: Arena, connection: psycopg.Connection[Any]) -> list[str
 
 def _held(arena: Arena, user_id: str) -> int:
     return (arena.counter(base_key(user_id)) or 0) - (arena.counter(id_bytes(user_id)) or 0)
+
+
+def _held_of_lease(arena: Arena, user_id: str) -> int:
+    return (arena.counter(lease_key(user_id)) or 0) - (arena.counter(part_key(user_id)) or 0)
 
 
 def _unsettled(arena: Arena, connection: psycopg.Connection[Any], committed: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ from tools.command_settings import add_settings_options, command_settings
 from tools.config_command import config
 from tools.doctor_command import doctor
 from tools.monitoring.commands import monitoring
+from tools.partitions_commands import partitions
 from tools.serve_command import serve
 from tools.top.command import top
 from tools.trace_file import write_traceback
@@ -199,6 +200,7 @@ def inspect(name: str | None, key: str | None, top: int, as_json: bool) -> None:
 
 
 cli.add_command(accounts)
+cli.add_command(partitions)
 cli.add_command(monitoring)
 cli.add_command(top)
 cli.add_command(config)

@@ -15,7 +15,7 @@ from shmcache.database.migrate import identity
 from shmcache.errors import ArenaError, ArenaUnusable
 from syncer.election import Candidate
 from tools.database import database_url
-from tools.leftovers import drain, living, remove, unsynced
+from tools.leftovers import drain, give_leases_back, living, remove, unsynced
 from tools.signals import SignalQueue
 
 
@@ -67,12 +67,15 @@ def _drain(arena: Arena, url: str, settings: Settings, signals: SignalQueue, as_
             bar.update(task, completed=done, total=done + unsynced(arena))
 
         drained = drain(arena, url, settings, lambda: not signals.is_empty, show)
+    removed = drained and remove(arena, settings)
+    if removed:
+        give_leases_back(arena, url)
     result = {
         "arena": arena.name,
         "drained": _committed(arena) - first,
         "dead_letters": arena.counter_totals()["dead_letters"] - before[Counter.DEAD_LETTERS.name.lower()],
         "left": unsynced(arena),
-        "removed": drained and remove(arena, settings, database_url=url),
+        "removed": removed,
     }
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -19,12 +19,13 @@ from shmcache.arena import Arena, list_arenas
 from shmcache.arena.mapping import is_mapping
 from shmcache.config import Settings
 from shmcache.database.connection import connect
+from shmcache.database.leases import release_leases
 from shmcache.database.ownership import release_lease
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, DatabaseUnavailable
 from shmcache.recovery import terminate_unfinished
 from shmcache.session import remove_address
 from syncer.charge_pool import ChargePool
-from syncer.consumer import RingConsumer
+from syncer.consumer import RingConsumer, one_line
 from syncer.election import Candidate, remove_locks
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
@@ -125,7 +126,10 @@ def _drain_leftover(
     try:
         if arena.identity != identity or living(arena) or not drain(arena, database_url, settings, should_stop):
             return False
-        return remove(arena, settings, database_url=database_url)
+        if not remove(arena, settings):
+            return False
+        give_leases_back(arena, database_url)
+        return True
     finally:
         arena.close()
 
@@ -162,10 +166,9 @@ def drain(
     return not left
 
 
-def remove(arena: Arena, settings: Settings, work_ended: int | None = None, *, database_url: str | None = None) -> bool:
+def remove(arena: Arena, settings: Settings, work_ended: int | None = None) -> bool:
     """Remove an arena that is drained; return False if somebody uses it, or has left something in it meanwhile.
 
-    What it owns in the database may be taken by other hosts from then on.
     `work_ended`: as many entries of its work queue as nobody needs any more; None: all."""
     if not arena.end():
         return False
@@ -175,17 +178,19 @@ def remove(arena: Arena, settings: Settings, work_ended: int | None = None, *, d
     arena.unlink()
     remove_locks(settings.state_dir, arena.name)
     remove_address(settings.state_dir, arena.name)
-    if database_url is not None:
-        _release(arena.arena_id, database_url)
     return True
 
 
-def _release(arena_id: str, database_url: str) -> None:
-    with (
-        contextlib.suppress(DatabaseUnavailable, psycopg.Error),  # the lease ends by itself too
-        connect(database_url, application_name="shmcache supervisor") as connection,
-    ):
-        release_lease(connection, arena_id)
+def give_leases_back(arena: Arena, database_url: str) -> None:
+    """Let other hosts have at once what an arena that is removed had leased, and take what it owned."""
+    try:
+        with connect(database_url, application_name="shmcache leases") as connection:
+            release_leases(connection, arena.arena_id)
+            release_lease(connection, arena.arena_id)
+    except (psycopg.Error, DatabaseUnavailable) as error:
+        logger.warning(
+            "what arena %s had leased of accounts is free when its lease ends: %s", arena.name, one_line(error)
+        )
 
 
 def unsynced(arena: Arena) -> int:

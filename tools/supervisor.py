@@ -32,7 +32,17 @@ from syncer.callbacks import deliver_notices
 from syncer.charge_pool import ChargePool
 from syncer.holds import close_all_holds
 from syncer.sync_manager import SyncManager
-from tools.leftovers import claim, drain, drain_leftovers, living, open_arena, refuse_unusable, remove, unsynced
+from tools.leftovers import (
+    claim,
+    drain,
+    drain_leftovers,
+    give_leases_back,
+    living,
+    open_arena,
+    refuse_unusable,
+    remove,
+    unsynced,
+)
 from tools.logs import bind_arena, end_logging
 from tools.monitoring.endpoint import Endpoint, endpoint, metrics_role
 from tools.processes import Processes, Role
@@ -105,8 +115,6 @@ class Supervisor:
         `interrupted` says whether a signal ended it early. Raises ShmcacheError where it cannot start."""
         server = None
         bind_arena(self._arena_name)
-        # Should a charger be killed, Python's resource tracker removes its pool's semaphores, and need not warn of it.
-        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         tracing.want(self._settings.tracing)
         self._endpoint = endpoint(self._settings)
         with self._signals:
@@ -179,11 +187,13 @@ class Supervisor:
         if self._guests:
             return
         try:
-            removed = remove(arena, self._settings, self._work_ended, database_url=self.database_url)
+            removed = remove(arena, self._settings, self._work_ended)
         except LockTimeout as error:
             logger.warning("%s", error)
             removed = False
-        if not removed:
+        if removed:
+            give_leases_back(arena, self.database_url)
+        else:
             logger.warning("arena %s stays, for who uses it and for the next start", arena.name)
 
     def _living_guests(self, arena: Arena, processes: Processes | None = None) -> list[int]:

@@ -241,9 +241,17 @@ class Changes:
     def _rebase(
         self, stage: Stage, operation: transaction.Rebase, _lane: int, counters: Counters, _plain: bool
     ) -> None:
-        key, base_key, value, released = operation
+        key, base_key, value, released, versioned, version = operation
         entry = self.table.find_staged(stage, key)
         base = self.table.find_staged(stage, base_key)
+        if versioned is not None:
+            known = self.table.find_staged(stage, versioned)
+            if not known:
+                return
+            if version > stage[known + COUNTER]:
+                stage[known + COUNTER] = version
+            elif base:
+                value = signed(stage[base + COUNTER])
         if entry and base:
             moved = value - (signed(stage[base + COUNTER]) - released)
             counters[key] = self._set_counter(stage, entry, signed(stage[entry + COUNTER]) + moved)

@@ -171,7 +171,7 @@ SLAB_IN_USE = 2**64 - 1
 SLAB_OF_ENTRIES = 2**64 - 2
 
 DESCRIPTION = (
-    "shmcache arena, layout 4; header, state, commit lock, intent, lanes 1536, stripes 128, entries 10 words from the "
+    "shmcache arena, layout 5; header, state, commit lock, intent, lanes 1536, stripes 128, entries 10 words from the "
     "end, slabs 2 words, slots QII, locations 36+28, ring entries QIIII, counters 48, histograms 128, "
     "load locks 64"
 )

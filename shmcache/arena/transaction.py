@@ -122,13 +122,16 @@ class Exchange(NamedTuple):
 class Rebase(NamedTuple):
     """Move a counter along with what it is reckoned from: `base`, another key's counter, becomes `value`.
 
-    The counter of `key` changes by the difference between `value` and (`base` less `released`). Nothing happens where
-    one of the two has no entry."""
+    The counter of `key` changes by the difference between `value` and (`base` less `released`). With `versioned`, a key
+    whose counter is the version of what `base` has, `value` stands only if it is of a later `version`; else `base` is
+    left as it is. Nothing happens where one of the keys has no entry."""
 
     key: bytes
     base: bytes
     value: int
     released: int = 0
+    versioned: bytes | None = None
+    version: int = 0
 
 
 class Advance(NamedTuple):

@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 
 from shmcache.database.arrays import plain_array
+from shmcache.database.leases import Standing, read_standings
 from shmcache.database.statements import statement
 from shmcache.errors import InvalidValue, NotFound
 from shmcache.writes import Refusal
@@ -85,26 +86,24 @@ def top_up(
 
 
 def pay_debt(connection: psycopg.Connection[Any], user_id: str) -> None:
-    """Pay what an account owes, as far as its balance goes, inside the caller's transaction."""
+    """Pay what an account owes, as far as its balance goes that nobody has leased, inside the caller's transaction."""
     connection.execute(statement(connection, "lock_balance"), {"user_id": user_id})
     connection.execute(statement(connection, "pay_debt"), {"user_id": user_id})
 
 
-def spendable(
+def look_at_accounts(
     connection: psycopg.Connection[Any], user_ids: Collection[str], arena_id: str, low_balance: int
-) -> dict[str, int]:
-    """Return what processes of an arena may spend of some accounts, less what they hold themselves.
+) -> dict[str, Standing]:
+    """Return how some accounts stand for an arena; unknown ones are left out.
 
-    That is the balance less debt and less what is held elsewhere; unknown accounts are left out. On the way debts are
-    paid that can be, and balances that others brought below `low_balance` are noticed. Inside the caller's
-    transaction."""
-    given = {"users": plain_array(user_ids), "arena_id": arena_id, "low_balance": low_balance}
+    On the way debts are paid that can be, and balances that others brought below `low_balance` are noticed. Inside the
+    caller's transaction."""
+    given = {"users": plain_array(user_ids), "low_balance": low_balance}
     connection.execute(statement(connection, "notice_low"), given, prepare=True)
-    rows = connection.execute(statement(connection, "read_accounts"), given, prepare=True).fetchall()
-    payable = [user for user, _, can_pay in rows if can_pay]
-    for user in sorted(payable):
+    standings = read_standings(connection, user_ids, arena_id)
+    for user in sorted(user for user, each in standings.items() if each.is_payable):
         pay_debt(connection, user)
-    return {str(user): amount for user, amount, _ in rows}
+    return standings
 
 
 def add_refusal(connection: psycopg.Connection[Any], refusal: Refusal) -> None:

@@ -35,7 +35,7 @@ def find_differences(connection: psycopg.Connection[Any]) -> tuple[Totals, list[
     """Return totals, and what does not add up in the database, a sentence each. Inside the caller's transaction."""
     differences: list[str] = []
     for row in connection.execute(statement(connection, "audit_accounts")):
-        user, opening, balance, debt, held, amounts, owed, holds = (row[0], *map(int, row[1:]))
+        user, opening, balance, debt, held, amounts, owed, holds, reserved = (row[0], *map(int, row[1:]))
         if opening + amounts != balance:
             differences.append(
                 f"account {user}: opening {opening} and ledger {amounts:+} make {opening + amounts}, "
@@ -45,6 +45,10 @@ def find_differences(connection: psycopg.Connection[Any]) -> tuple[Totals, list[
             differences.append(f"account {user}: the ledger says that {owed} are owed, the account {debt}")
         if holds != held:
             differences.append(f"account {user}: {holds} are held by executions, the account says {held}")
+        if reserved and reserved + debt > balance:
+            differences.append(
+                f"account {user}: {reserved} are leased to hosts or held, and {debt} owed, the balance is {balance}"
+            )
         if balance < 0:
             differences.append(f"account {user}: the balance is {balance}")
     for key, node_exec, reason, count in connection.execute(statement(connection, "audit_keys")):

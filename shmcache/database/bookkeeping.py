@@ -6,8 +6,14 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from shmcache.database.connection import is_pooled
 from shmcache.database.statements import statement
 from shmcache.errors import Fenced
+
+IDLE_SECONDS = 30
+TRANSACTION_SECONDS = 300
+"""A leader that is stopped inside its transaction holds the checkpoint's row: the server frees it for the next one. The
+second limit, which PostgreSQL has from 17 on, is for one that was stopped while it sent a statement."""
 
 
 def limit_transactions(connection: psycopg.Connection[Any], seconds: int) -> None:
@@ -47,6 +53,11 @@ class CheckpointMove:
         self._role = f"leader of the {ring} ring of arena {arena_id}"
         self._epoch = epoch
         self._found: tuple[int, int] | None = None
+        if is_pooled(connection):
+            connection.execute(
+                statement(connection, "limit_transaction"),
+                {"idle": f"{IDLE_SECONDS}s", "limit": f"{TRANSACTION_SECONDS}s"},
+            )
         self._answer = connection.execute(
             statement(connection, "move_checkpoint"),
             {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},

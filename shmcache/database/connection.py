@@ -16,6 +16,7 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import Ready, Wait
 
+from shmcache.database.poolers import look_at_session
 from shmcache.errors import DatabaseUnavailable
 from shmcache.patience import before_waiting
 
@@ -30,6 +31,8 @@ class CountingConnection(psycopg.Connection[Any]):
 
     on_wait: Callable[[], None] | None = None
     table_set: TableSet = "shmcache"
+    platform_schema: str = ""
+    is_pooled: bool = False
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
         """Wait for the server; every round trip of a synchronous connection passes here.
@@ -153,6 +156,11 @@ def table_set_of(connection: psycopg.Connection[Any]) -> TableSet:
     return connection.table_set if isinstance(connection, CountingConnection) else "shmcache"
 
 
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Say whether each transaction of a connection may run in another session of the server (see `poolers`)."""
+    return isinstance(connection, CountingConnection) and connection.is_pooled
+
+
 def _parsed(url: str) -> dict[str, Any]:
     try:
         return dict(conninfo_to_dict(url))
@@ -168,10 +176,11 @@ def connect(
 ) -> psycopg.Connection[Any]:
     """Open a connection whose search path is shmcache's schema, then the platform's where its tables are meant.
 
-    What the URL sets itself stands. Times in UTC.
+    What the URL sets itself stands. Times in UTC. Behind a pooler nothing is prepared (see `is_pooled`); one that keeps
+    the search path back is refused.
 
-    `on_wait` is called for the connecting, and from then on each time the connection makes this process wait for the
-    server. Raises DatabaseUnavailable."""
+    `on_wait` is called twice for the connecting (a look at what was got is part of it), and from then on each time the
+    connection makes this process wait for the server. Raises DatabaseUnavailable."""
     given = _parsed(url)
     options = str(given.get("options") or "")
     platform = re.search(rf"{re.escape(_PLATFORM)}(\w+)", options)
@@ -182,11 +191,33 @@ def connect(
     try:
         connection = CountingConnection.connect(
             make_conninfo(**settings, application_name=application_name),
-            autocommit=autocommit,
+            autocommit=True,
             cursor_factory=CountingCursor,
         )
     except psycopg.Error as error:
         raise DatabaseUnavailable(address(url), " ".join(str(error).split())) from None
-    connection.on_wait = on_wait
     connection.table_set = "autogpt" if platform else "shmcache"
+    connection.platform_schema = platform[1] if platform else ""
+    if on_wait is not None:
+        on_wait()
+    try:
+        _look_at_session(connection, url, path)
+    except BaseException:
+        connection.close()
+        raise
+    connection.autocommit = autocommit
+    connection.on_wait = on_wait
     return connection
+
+
+def _look_at_session(connection: CountingConnection, url: str, path: str) -> None:
+    """See whether a pooler stands between, and whether what we asked for arrived. Raises DatabaseUnavailable."""
+    try:
+        session = look_at_session(connection, path)
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(address(url), " ".join(str(error).split())) from None
+    connection.is_pooled = session.is_pooled
+    if session.is_pooled:
+        connection.prepare_threshold = None
+    if session.problem is not None:
+        raise DatabaseUnavailable(address(url), session.problem)

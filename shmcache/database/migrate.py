@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import psycopg
 
-from shmcache.database.connection import TableSet, table_set_of
+from shmcache.database.connection import CountingConnection, TableSet, table_set_of
 from shmcache.database.statements import statement
 from shmcache.errors import SettingsError
 
@@ -24,6 +24,9 @@ def migrate(connection: psycopg.Connection[Any]) -> None:
     scripts = _scripts(table_set_of(connection))
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        if isinstance(connection, CountingConnection) and connection.platform_schema:
+            # The scripts ask for it; a pooler may have kept it back.
+            connection.execute("SELECT set_config('shmcache.platform_schema', %s, true)", (connection.platform_schema,))
         connection.execute("CREATE SCHEMA IF NOT EXISTS shmcache")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS migrations"
@@ -53,6 +56,8 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> list[str]:
 def _apply(connection: psycopg.Connection[Any], script: Traversable) -> None:
     try:
         connection.execute(script.read_text(encoding="utf-8").encode())
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise SettingsError(f"migration {script.name}: {error.diag.message_primary}") from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise SettingsError(
             f"migration {script.name}: {' '.join(str(error).split())}: SHMCACHE_DATABASE_URL must name, for the first "

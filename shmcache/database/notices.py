@@ -1,8 +1,9 @@
 """Notices: what a platform is to be told of its users' accounts, written with what they tell of, delivered later.
 
-A notice is taken by an advisory lock of its user, which the connection keeps while somebody is told, so that no two
-chargers tell of one user at the same time. No row is locked meanwhile: who is told may change the account. A charger
-that dies before it has marked the notice leaves it undelivered, with its id: who is told twice can know it by that."""
+A notice is taken by an advisory lock of its user, which the transaction keeps while somebody is told, so that no two
+chargers tell of one user at the same time. No row is locked meanwhile, and nothing kept from vacuum: who is told may
+change the account, and take its time. A charger that dies before it has marked the notice leaves it undelivered, with
+its id: who is told twice can know it by that."""
 
 from __future__ import annotations
 
@@ -28,28 +29,22 @@ class Notice(NamedTuple):
 
 
 def take_notice(connection: psycopg.Connection[Any]) -> Notice | None:
-    """Return a notice that is due, with its user locked until `let_go`; None if there is none. In autocommit."""
+    """Return a notice that is due, with its user locked until the caller's transaction ends; None if there is none.
+
+    The server does not end that transaction for being idle or long."""
     for (user_id,) in connection.execute(statement(connection, "users_to_tell")).fetchall():
-        if connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 1))", (user_id,)).fetchone() == (True,):
+        lock = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1))"
+        if connection.execute(lock, (user_id,)).fetchone() == (True,):
             row = connection.execute(statement(connection, "take_notice"), {"user_id": user_id}).fetchone()
             if row is not None:
+                connection.execute(statement(connection, "unlimit_transaction"))
                 return Notice(*row)
-            _unlock(connection, user_id)
     return None
-
-
-def let_go(connection: psycopg.Connection[Any], notice: Notice) -> None:
-    """Unlock the user of a notice that was taken."""
-    _unlock(connection, notice.user_id)
-
-
-def _unlock(connection: psycopg.Connection[Any], user_id: str) -> None:
-    connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 1))", (user_id,))
 
 
 def mark_delivered(connection: psycopg.Connection[Any], notice: Notice) -> None:
     """Note that a notice needs no further try."""
-    connection.execute("UPDATE notices SET delivered_at = now(), error = NULL WHERE id = %s", (notice.id,))
+    connection.execute("UPDATE notices SET delivered_at = clock_timestamp(), error = NULL WHERE id = %s", (notice.id,))
 
 
 def mark_failed(connection: psycopg.Connection[Any], notice: Notice, error: str, most_tries: int) -> None:

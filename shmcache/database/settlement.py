@@ -3,8 +3,11 @@
 Whatever is repeated changes nothing: a charge whose key is in the ledger, a hold that is open or was settled, the end
 of a hold that is not there. So a batch may be settled again, whole or in other parts, as long as the order is kept.
 
-What an account cannot pay (another host spent it) is not charged but owed: the ledger's row has both parts, the account
-the sum. `opening_balance + sum(amount) = balance`, `sum(owed) = debt` and `sum(holds.amount) = held` hold at any time.
+A charge lowers the balance and the lease of the host that held it, by the same amount. What a host has leased is there
+to pay what it held against it; more than that (an estimate that was too low, a charge that was held against a lease
+which has lapsed since and was taken) is paid as far as nobody else has leased the rest. What an account cannot pay so
+is not charged but owed: the ledger's row has both parts, the account the sum. `opening_balance + sum(amount) =
+balance`, `sum(owed) = debt` and `sum(holds.amount) = held` hold at any time.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from uuid import UUID
 import psycopg
 
 from shmcache.database.arrays import plain_array, text_array
+from shmcache.database.leases import read_standings
 from shmcache.database.statements import statement
 from shmcache.writes import Charge, ChargeKind
 
@@ -48,10 +52,10 @@ class OpenHold(NamedTuple):
 class _Account:
     """What a batch does to one account."""
 
-    __slots__ = ("balance", "execution_count", "held", "noticed", "opening", "owed")
+    __slots__ = ("balance", "bearable", "execution_count", "held", "noticed", "opening", "owed")
 
     def __init__(self, balance: int, noticed: bool) -> None:
-        self.balance = self.opening = balance
+        self.balance = self.opening = self.bearable = balance
         self.noticed = noticed
         self.owed = self.held = self.execution_count = 0
 
@@ -79,6 +83,8 @@ def settle(
     if len(accounts) < len(users):
         missing = next(user for user in users if user not in accounts)
         raise psycopg.errors.ForeignKeyViolation(f"no account {missing}")
+    for user, standing in read_standings(connection, users, arena_id).items():
+        accounts[user].bearable = standing.bearable
     keys = text_array([charge.transaction_key for _, charge in charges])
     known: dict[str, int] = dict(
         connection.execute(statement(connection, "settled_keys"), {"keys": keys}, prepare=True).fetchall()
@@ -103,9 +109,10 @@ def settle(
                 continue
         owed = known.get(key)
         if owed is None and amount:
-            paid = max(0, min(amount, account.balance))  # a platform of its own rules may have gone below 0
+            paid = max(0, min(amount, account.bearable))  # a platform of its own rules may have gone below 0
             owed = known[key] = amount - paid
             account.balance -= paid
+            account.bearable -= paid
             account.owed += owed
             ledger.append((
                 key, user_id, -paid, account.balance, reason, node_exec_id, graph_exec_id, metadata_json, time, owed,
@@ -128,7 +135,7 @@ def settle(
             for position, column in enumerate(zip(*ledger, strict=True))
         ]
         connection.execute(statement(connection, "add_ledger_rows"), columns, prepare=True)
-    _move_accounts(connection, accounts, low_balance)
+    _move_accounts(connection, accounts, arena_id, low_balance)
     return shortfalls
 
 
@@ -154,14 +161,17 @@ def _add_held(accounts: dict[str, _Account], sign: int, rows: Iterable[tuple[UUI
         accounts[str(user)].held += sign * amount
 
 
-def _move_accounts(connection: psycopg.Connection[Any], accounts: dict[str, _Account], low_balance: int) -> None:
+def _move_accounts(
+    connection: psycopg.Connection[Any], accounts: dict[str, _Account], arena_id: str | None, low_balance: int
+) -> None:
     lows = {user: account.balance < low_balance for user, account in accounts.items()}
     moves = [
         (user, each.opening - each.balance, each.owed, each.held, lows[user], each.execution_count)
         for user, each in accounts.items()
     ]
     columns = [plain_array(column) for column in zip(*moves, strict=True)]
-    moved = connection.execute(statement(connection, "move_accounts"), columns, prepare=True).rowcount
+    given = [*columns, arena_id and UUID(arena_id)]
+    moved = connection.execute(statement(connection, "move_accounts"), given, prepare=True).rowcount
     if moved != len(moves):
         raise psycopg.errors.SerializationFailure("a balance changed under its lock")
     crossed = [

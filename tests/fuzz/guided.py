@@ -9,6 +9,7 @@ strategy makes of libFuzzer's bytes.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,8 @@ with atheris.instrument_imports(include=["shmcache", "syncer", "tools"]):
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.fuzz.segments import remove_segment
+from shmcache.arena.segment import segment_path
+from tests.fuzz.segments import remove_segment, segment_name
 from tests.fuzz.test_fuzz import read
 
 _SEEDS = 300
@@ -29,7 +31,7 @@ _CALM = settings(database=None, deadline=None, suppress_health_check=list(Health
 
 
 def main(arguments: list[str]) -> None:
-    """Fuzz one reader until libFuzzer's limits or a finding; never returns. Raises SystemExit for an unknown reader."""
+    """Fuzz one reader until libFuzzer's limits or a finding. Raises SystemExit."""
     by_name = {reader.name: reader for reader in READERS}
     if len(arguments) < 2 or arguments[1] not in by_name:
         sys.exit(
@@ -51,10 +53,12 @@ def main(arguments: list[str]) -> None:
 
         driven: Any = survives
         atheris.Setup([arguments[0], *arguments[2:]], driven.hypothesis.fuzz_one_input)
-    try:
+    child = os.fork()  # libFuzzer ends its process without a last word
+    if not child:
         atheris.Fuzz()
-    finally:
-        remove_segment()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    segment_path(segment_name(child)).unlink(missing_ok=True)
+    sys.exit(status)
 
 
 def _seeds(reader: Reader) -> list[Any]:
@@ -66,6 +70,7 @@ def _seeds(reader: Reader) -> list[Any]:
         found.append(given_input)
 
     collect()
+    remove_segment()
     return found
 
 

@@ -43,11 +43,16 @@ RINGS: st.SearchStrategy[Any] = st.tuples(
 """The four words of a ring's state, pieces of bytes at places in it, and how many entries are read at once."""
 
 
+def segment_name(pid: int) -> str:
+    """Return what the segment of a process is called."""
+    return f"fuzz-{pid}"
+
+
 class _Segment:
     """A segment of this process, and what it was at first."""
 
     def __init__(self) -> None:
-        self.name = f"fuzz-{os.getpid()}"
+        self.name = segment_name(os.getpid())
         self.arena = Arena.create(self.name, 4 << 20, ring_bytes=(16384, 16384), lock_wait=5.0, ring_wait=0.01)
         self.path = segment.segment_path(self.name)
         self.header = self.path.read_bytes()[: _HEADER_WORDS * 8]
@@ -57,7 +62,7 @@ _made: list[_Segment] = []
 
 
 def _of_this_process() -> _Segment:
-    if not _made or _made[0].name != f"fuzz-{os.getpid()}":
+    if not _made or _made[0].name != segment_name(os.getpid()):
         _made[:] = [_Segment()]
     return _made[0]
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from shmcache.arena import list_arenas
 
 _ROOT = Path(__file__).parents[2]
 
@@ -19,14 +22,22 @@ def _fuzz(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def _left_behind() -> set[str]:
+    """Return the segments of fuzzing processes that are no more."""
+    found = {name: int(name.removeprefix("fuzz-")) for name in list_arenas() if name.startswith("fuzz-")}
+    return {name for name, pid in found.items() if not psutil.pid_exists(pid)}
+
+
 @pytest.fixture(autouse=True)
 def _needs_atheris() -> None:
     pytest.importorskip("atheris", reason="atheris is not installed (pip install --only-binary :all: atheris)")
 
 
-@pytest.mark.parametrize("reader", ["record", "settings"])
+@pytest.mark.parametrize("reader", ["record", "settings", "ring"])
 def test_a_reader_survives_what_leads_to_new_code(reader: str, tmp_path: Path) -> None:
+    before = _left_behind()
     done = _fuzz(reader, "-runs=1000", directory=tmp_path)
+    assert _left_behind() <= before
     assert "DONE" in done.stderr, done.stderr[-2000:]
     assert done.returncode == 0
 

@@ -150,7 +150,10 @@ def test_what_a_lost_machine_held_is_listed_and_voided(
     said, status = accounts("void-holds", arena.arena_id)
     assert status == 2, said
     arena.unlink()
-    assert accounts("void-holds", arena.arena_id) == ({"voided": 1, "credits": 40}, 0)
+    assert accounts("void-holds", arena.arena_id) == (
+        {"voided": 1, "credits": 40, "leases": 1, "leased_credits": 500},
+        0,
+    )
     shown, _ = accounts("show", user)
     assert (shown["held"], shown["available"]) == (0, OPENING)
     assert accounts("audit")[1] == 0

@@ -425,38 +425,38 @@ def test_what_a_notification_missed_is_read_in_time(
         process.join(30)
 
 
-def test_two_hosts_spend_one_account_to_zero_and_what_is_short_is_owed(
+def test_what_a_settled_estimate_lacks_is_owed_and_paid_by_the_next_top_up(
     client: CachedClient, user: str, arena: Arena, database_url: str, settings: Settings
 ) -> None:
-    other_arena = Arena.create(f"charging-other-{os.getpid()}", 16 << 20)
-    try:
-        other = CachedClient(other_arena, database_url, settings)
-        other_run = other.create_graph_execution(priced_graph()[0].id, user).id
-        client.spend_credits(user, OPENING - 1)
-        begin(other, queued(other, other_run, PER_RUN))
-        other.spend_credits(user, 600)
-        settle_now(arena, database_url, settings)
-        assert standing(database_url, user) == (1, 0, 0)
-        settle_now(other_arena, database_url, settings)
-        assert standing(database_url, user) == (0, 602, 0), "one of 603 was left to pay with"
-        assert differences(arena, database_url) == differences(other_arena, database_url) == []
-        told = other.get_graph_execution(other_run).stats
-        assert "2 credits of a charge are owed" in told["error"]
-        settle_now(arena, database_url, settings.model_copy(update={"account_interval": 0.001}))
-        for mine in (client, other):
-            assert mine.get_credits(user) == -602
-            with pytest.raises(InsufficientBalanceError):
-                mine.spend_credits(user, 1)
-        with connect(database_url, application_name="test") as connection:
-            assert top_up(connection, user, 700, "card") == (98, True)
-            assert ledger(connection, user)[-2:] == [(700, 0, "top-up"), (-602, -602, "debt")]
-        for each in (arena, other_arena):
-            settle_now(each, database_url, settings)
-        assert [mine.spend_credits(user, 10) for mine in (client, other)] == [88, 88]
-        other.close()
-    finally:
-        other_arena.close()
-        other_arena.unlink()
+    with Arena.create(f"charging-other-{os.getpid()}", 16 << 20) as other_arena:
+        try:
+            other = CachedClient(other_arena, database_url, settings)
+            run = other.create_graph_execution(priced_graph()[0].id, user).id
+            client.spend_credits(user, OPENING - 100)
+            execution = queued(other, run, PER_SECOND, seconds=5)
+            begin(other, execution)
+            other.update_node_execution_status(execution.id, S.COMPLETED, None, {"seconds": 70.2})
+            for each in (arena, other_arena, arena):
+                settle_now(each, database_url, settings.model_copy(update={"account_interval": 0.001}))
+            assert standing(database_url, user) == (0, 602, 0), "a hundred of 702 were left to pay with"
+            assert differences(arena, database_url) == differences(other_arena, database_url) == []
+            told = other.get_graph_execution(run).stats
+            assert "652 credits of a charge are owed" in told["error"], (
+                "50 of the hundred were leased by the other then"
+            )
+            for mine in (client, other):
+                assert mine.get_credits(user) == -602
+                with pytest.raises(InsufficientBalanceError):
+                    mine.spend_credits(user, 1)
+            with connect(database_url, application_name="test") as connection:
+                assert top_up(connection, user, 700, "card") == (98, True)
+                assert ledger(connection, user)[-2:] == [(700, 0, "top-up"), (-602, -602, "debt")]
+            for each in (arena, other_arena):
+                settle_now(each, database_url, settings)
+            assert [mine.spend_credits(user, 10) for mine in (client, other)] == [88, 88]
+            other.close()
+        finally:
+            other_arena.unlink()
 
 
 def test_debt_is_paid_from_what_another_system_adds(
@@ -474,10 +474,10 @@ def test_debt_is_paid_from_what_another_system_adds(
 
 
 def test_what_one_host_holds_another_does_not_spend(
-    client: CachedClient, run: str, user: str, arena: Arena, database_url: str, settings: Settings
+    client: CachedClient, run: str, user: str, arena: Arena, database_url: str, settings: Settings, charger: None
 ) -> None:
     begin(client, queued(client, run, PER_SECOND, seconds=90))
-    settle_now(arena, database_url, settings)
+    wait_for(lambda: arena.charge_ring.committed_sequence == arena.charge_ring.last_sequence)
     with Arena.create(f"charging-other-{os.getpid()}", 16 << 20) as other_arena:
         try:
             other = CachedClient(other_arena, database_url, settings)

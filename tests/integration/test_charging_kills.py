@@ -258,6 +258,8 @@ def test_a_pool_process_killed_inside_its_transaction_has_settled_nothing(
     charger = _FORK.Process(target=run_charger, args=(arena, database_url, settings, 60.0))
     charger.start()
     pool = pool_of(psutil.Process(charger.pid))
+    client.get_credits(user)
+    wait_for(lambda: arena.charge_ring.committed_sequence == arena.charge_ring.last_sequence)
     with connect(database_url, application_name="test") as connection:
         with connection.transaction():
             connection.execute("SELECT FROM accounts FOR UPDATE")

@@ -122,6 +122,8 @@ class Charging(RuleBasedStateMachine):
                 pass
 
         may = amount <= self.left
+        if may:
+            self.client._leases.take(self.user, amount)  # what is committed below is the spending
         run_in_child(child)
         if note[0] and may:
             self.spent[key] = amount

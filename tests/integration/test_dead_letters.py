@@ -185,7 +185,7 @@ def test_the_tables_say_what_there_is(
     assert listed.count("23503") == 5
     assert "--limit shows more than 5" in listed
     assert identifier in invoke("show", "1").stdout
-    assert "1: refused again: insert or update" in invoke("replay", "1").stdout
+    assert "1: refused again: there is no graph execution" in invoke("replay", "1").stdout
     assert invoke("discard", "1", "2").stdout == "2 discarded, 0 not there\n"
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +20,7 @@ from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import migrate, migrations
 from shmcache.identifiers import new_id
+from tests.integration.pooler import Pooler, give_settings
 from tools.doctor.database import check_database
 from tools.doctor.finding import Finding, Verdict
 
@@ -211,59 +209,35 @@ def test_the_embedded_server_is_asked_where_it_was_made(tmp_path: Path, monkeypa
     assert "shmcache[embedded]" in failed.advice
 
 
-@pytest.fixture
-def pooled(server: EmbeddedServer) -> Iterator[Callable[[str, str], str]]:
-    """Return a function that puts a PgBouncer before a database and returns its address."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("there is no pgbouncer: apt-get install pgbouncer")
-    directory = Path(tempfile.mkdtemp(prefix="pgb-", dir="/tmp"))
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(url: str, ignore: str) -> str:
-        parts = conninfo_to_dict(url)
-        (directory / "pgbouncer.ini").write_text(
-            f"[databases]\npooled = host={parts['host']} dbname={parts['dbname']} user={parts['user']}\n"
-            f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {directory}\nlisten_port = 6432\nauth_type = any\n"
-            f"pool_mode = transaction\nignore_startup_parameters = {ignore}\n"
-        )
-        # It refuses to run as root; the embedded server's socket may be entered by the owner of its data alone.
-        owner = pwd.getpwuid(Path(str(parts["host"])).stat().st_uid)
-        as_owner: dict[str, int] = {}
-        if os.geteuid() == 0:
-            os.chown(directory, owner.pw_uid, owner.pw_gid)
-            as_owner = {"user": owner.pw_uid, "group": owner.pw_gid}
-        started.append(
-            subprocess.Popen(
-                [program, str(directory / "pgbouncer.ini")],
-                stderr=subprocess.PIPE,
-                cwd="/",
-                **as_owner,  # type: ignore[call-overload]
-            )
-        )
-        stderr = started[-1].stderr
-        assert stderr is not None
-        said = b""
-        while b"process up" not in said:
-            line = stderr.readline()
-            assert line, said.decode()
-            said += line
-        return make_conninfo("", host=str(directory), port=6432, dbname="pooled", user=str(parts["user"]))
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-    shutil.rmtree(directory)
-
-
-def test_a_pooler_that_refuses_our_options_is_named(pooled: Callable[[str, str], str], database_url: str) -> None:
-    found = examine(pooled(database_url, "extra_float_digits"))["reachable"]
+def test_a_pooler_that_refuses_our_options_is_named(database_url: str) -> None:
+    with Pooler(database_url, "extra_float_digits") as pooler:
+        found = examine(pooler.url)["reachable"]
     assert found.verdict is Verdict.FAILURE
     assert "this is a pooler" in found.advice
 
 
-def test_a_pooler_that_drops_our_options_is_a_failure(pooled: Callable[[str, str], str], database_url: str) -> None:
-    found = examine(pooled(database_url, "extra_float_digits,options"))["direct"]
+def test_a_pooler_that_drops_our_options_is_a_failure(database_url: str) -> None:
+    with Pooler(database_url) as pooler:
+        found = examine(pooler.url)["reachable"]
     assert found.verdict is Verdict.FAILURE
     assert "search_path" in found.found
+    assert "SET search_path = shmcache" in found.found
+
+
+def test_a_pooler_needs_an_address_to_listen_at(server: EmbeddedServer, database_url: str) -> None:
+    give_settings(database_url)
+    with Pooler(database_url) as pooler:
+        found = examine(pooler.url)
+        assert found["direct"].verdict is Verdict.WARNING
+        assert "SHMCACHE_LISTEN_URL" in found["direct"].advice
+        assert {each.verdict for name, each in found.items() if name not in {"direct", "connections"}} == {Verdict.OK}
+
+        def listening_at(url: str) -> Finding:
+            checked = check_database(load_settings(database_url=pooler.url, listen_url=url))
+            return next(each for each in checked if each.check == "direct")
+
+        assert listening_at(database_url).verdict is Verdict.OK
+        assert "too" in listening_at(pooler.url).found
+        assert "another database" in listening_at(server.url).found
+        assert listening_at("postgresql://me:geheim@127.0.0.1:1/db").verdict is Verdict.FAILURE
+        assert "geheim" not in listening_at("postgresql://me:geheim@127.0.0.1:1/db").found

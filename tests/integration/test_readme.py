@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from psycopg.conninfo import conninfo_to_dict
 
 from shmcache import errors
 from shmcache.arena import Arena, Ring, list_arenas
@@ -24,12 +25,14 @@ from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
 from shmcache.database.connection import connect
-from shmcache.database.migrate import identity
+from shmcache.database.migrate import identity, migrate
+from shmcache.errors import DatabaseUnavailable
 from shmcache.execution_data_client import WorkKind
 from shmcache.identifiers import new_id
 from shmcache.records import ExecutionStatus
 from shmcache.setting_layers import CONFIG
 from syncer.sync_manager import SyncManager
+from tests.integration.pooler import Pooler
 from tests.integration.readme import Block, blocks, command_lines, inline_commands, parse, variants
 from tests.integration.test_clients import SINK, small_graph
 from tests.integration.test_dead_letters import orphans
@@ -197,11 +200,29 @@ def settings_in_three_places(block: Block, directory: Path, _database_url: str) 
     assert holds("--config", str(file), *on_the_command_line.split(), **{name: value}) == (5.0, "command line")
 
 
+def pooler(_block_at_hand: Block, _directory: Path, database_url: str) -> None:
+    """Start a pooler with the lines of the one block, give the settings of the other; it is one that we can use."""
+    name = conninfo_to_dict(database_url)["dbname"]
+    orders = (
+        _block("ALTER ROLE app").text.replace("ROLE app", "ROLE postgres").replace("DATABASE app", f'DATABASE "{name}"')
+    )
+    with Pooler(database_url) as started:
+        assert set(_block("pool_mode").text.splitlines()[1:]) <= set(started.configuration.splitlines())
+        with pytest.raises(DatabaseUnavailable):
+            connect(started.url, application_name="test")
+    with connect(database_url, application_name="test") as connection:
+        connection.execute(orders.encode())
+    with Pooler(database_url) as started, connect(started.url, application_name="test") as connection:
+        migrate(connection)
+
+
 SHAPES: dict[str, Callable[[Block, Path, str], None]] = {
     "shmcache run  ": table_of_a_run,
     "| arena   table": picture,
     "write ring = rate x": arithmetic,
     "--set sync_interval=5s": settings_in_three_places,
+    "pool_mode = transaction": pooler,
+    "ALTER ROLE app": pooler,
 }
 """Blocks that are no code and no commands: what looks whether they are still true."""
 

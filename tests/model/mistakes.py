@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
-from tests.model import charges, commit, lease, ring, stripes, table, waiting
+from tests.model import charges, commit, lease, leases, ring, stripes, table, waiting
 from tests.model.mutation import Changes
 
 
@@ -138,6 +138,65 @@ MISTAKES = [
         ring, "bytes that are not intact are not read again under the lock",
         [("    if all(intact for _, _, intact in entries):\n        return entries\n", "    return entries\n")],
         "dead letter|off the ring", seen_in=charges,
+    ),
+    Mistake(
+        leases, "what others have leased is leased again",
+        [("sum(memory[LEASE, host] or 0 for host in HOSTS))", "0)")],
+        "more is leased|are owed",
+    ),
+    Mistake(
+        leases, "what was read earlier is taken over too",
+        [("    if version <= memory[KNOWN, host]:\n", "    if False:\n")],
+        "may hold more",
+    ),
+    Mistake(
+        leases, "what is given back leaves the database first",
+        [
+            ("            version = yield Atomically(partial(withdraw, host))\n            # step: withdrawn\n"
+             "            yield Atomically(partial(give, host, version))\n",
+             "            version = yield Load((KNOWN, host))\n"
+             "            yield Atomically(partial(give, host, version))\n"
+             "            yield Atomically(partial(withdraw, host))\n"),
+        ],
+        "may hold more",
+    ),
+    Mistake(
+        leases, "what is given back is given whatever was taken meanwhile",
+        [("    if version == memory[VERSION, host] and memory[LEASE, host]:\n", "    if memory[LEASE, host]:\n")],
+        "may hold more",
+    ),
+    Mistake(
+        leases, "what is settled stays leased",
+        [("memory[LEASE, host] - charged), memory)\n", "memory[LEASE, host]), memory)\n")],
+        "more is leased",
+    ),
+    Mistake(
+        leases, "what is settled pays with what others have leased",
+        [("    others = sum(memory[LEASE, other] or 0 for other in HOSTS if other != host)\n", "    others = 0\n")],
+        "more is leased|are owed",
+    ),
+    Mistake(
+        leases, "a host looks at no clock",
+        [("    if memory[TIME] >= memory[END, host]:\n", "    if not memory[END, host]:\n")],
+        "are owed",
+    ),
+    Mistake(
+        leases, "the end is reckoned from the answer",
+        [
+            ("    asked_at = yield Load(TIME)\n", ""),
+            ("    # step: renewed\n", "    asked_at = yield Load(TIME)\n"),
+        ],
+        "may hold more|are owed",
+    ),
+    Mistake(
+        leases, "who comes back does not read what it has",
+        [("        yield Atomically(partial(rebase, host, read, 0))\n        # step: reread\n", "")],
+        "may hold more|are owed",
+    ),
+    Mistake(
+        leases, "who comes back is not told that something was taken",
+        [("                memory[ROBBED, other] += 1\n", "")],
+        "may hold more|are owed",
     ),
     Mistake(
         charges, "a charge has no key",

@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 
-from tests.model import charges, commit, lease, ring, stripes, table, waiting
+from tests.model import charges, commit, lease, leases, ring, stripes, table, waiting
 from tests.model.explorer import System, Wrong, explore
 from tests.model.mistakes import MISTAKES, Mistake
 from tests.model.mutation import mutated
 
-PROTOCOLS = [commit, stripes, table, lease, waiting, ring, charges]
+PROTOCOLS = [commit, stripes, table, lease, waiting, ring, charges, leases]
 LARGE = bool(os.environ.get("MODEL_LARGE"))
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from shmcache import leased_credits
 from shmcache.arena import Arena, critical, layout, stripes
 from shmcache.arena.transaction import Add, Append, Put, Touch
-from syncer import charge_pool, consumer
+from shmcache.database import leases
+from syncer import charge_pool, consumer, credit_leases
 from tests import kill_points
 from tests.model import charges as charges_model
 from tests.model import commit as commit_model
+from tests.model import leases as leases_model
 from tests.model import ring as ring_model
 from tests.model import stripes as stripes_model
 from tests.model.explorer import Memory, Steps, run_alone
@@ -27,6 +30,7 @@ MODELS: dict[ModuleType, list[ModuleType]] = {
     stripes_model: [stripes],
     ring_model: [consumer],
     charges_model: [consumer, charge_pool],
+    leases_model: [leases, leased_credits, credit_leases],
 }
 
 BETWEEN_TRANSACTIONS = {

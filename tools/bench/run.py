@@ -33,8 +33,6 @@ Say = Callable[[str, str], None]
 
 def run_suites(suites: Sequence[str], quick: bool, files: Sequence[Path], say: Say) -> Results:
     """Run suites and return all that they found. A suite that fails is noted as not measured."""
-    # Should a process be killed on purpose, the resource tracker removes its semaphores, and need not warn of it.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     results = Results(machine=machine())
     results.machine["quick"] = quick
     for suite in suites:

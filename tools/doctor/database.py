@@ -12,21 +12,23 @@ from typing import Any
 import psycopg
 
 from shmcache.config import Settings
-from shmcache.database.connection import address, connect, table_set_of, with_table_set
+from shmcache.database.connection import address, connect, is_pooled, table_set_of, with_table_set
 from shmcache.database.embedded import EmbeddedServer
 from shmcache.database.migrate import applied_migrations, migrations
 from shmcache.errors import DatabaseUnavailable
 from shmcache.setting_texts import shown_bytes
+from tools.connections import most_connections
 from tools.doctor.finding import Finding, failure, ok, skipped, warning
-from tools.doctor.memory import process_count
 
 _OLDEST_VERSION = 150000
 _LEAST_DISK_BYTES = 1 << 30
 _WARN_SKEW_SECONDS = 0.5
 _FAIL_SKEW_SECONDS = 30.0
 _TRIES = 5
+_LISTEN_ADVICE = "give the address of PostgreSQL itself, for the same database"
 _ADVICE = (
-    ("unsupported startup parameter", "this is a pooler: give the address of PostgreSQL itself"),
+    ("unsupported startup parameter", "this is a pooler: have it ignore options (see Poolers in the README)"),
+    ("a pooler stands between", "do that, or give the address of PostgreSQL itself"),
     ("password authentication failed", "check user and password in SHMCACHE_DATABASE_URL"),
     ("no password supplied", "put the password into SHMCACHE_DATABASE_URL or ~/.pgpass"),
     ("pg_hba.conf", "let this host in: a line in the server's pg_hba.conf"),
@@ -57,21 +59,27 @@ def check_database(settings: Settings) -> list[Finding]:
         return [failure("reachable", str(error), _advice_for(error.reason))]
 
 
-def check_pooler(connection: _Connection, _settings: Settings) -> Finding:
-    """Look whether something stands between: a pooler makes up the process id that it gives its clients."""
-    path = _value(connection, "SHOW search_path")
-    if path != "shmcache":
-        return failure(
-            "direct", f"a pooler stands between and keeps the connection's options back: search_path is {path}",
-            "give the address of PostgreSQL itself: tables would be made in another schema",
-        )  # fmt: skip
-    if _value(connection, "SELECT pg_backend_pid()") != connection.info.backend_pid:
+def check_pooler(connection: _Connection, settings: Settings) -> Finding:
+    """Look whether something stands between, and whether what the database tells is heard then."""
+    if not is_pooled(connection):
+        return ok("direct", "nothing stands between")
+    found = "a pooler stands between"
+    if not settings.listen_url:
         return warning(
-            "direct", "a pooler stands between",
-            "give the address of PostgreSQL itself, or have the pooler keep a session for each client: statements are"
-            " prepared, and notifications listened for",
+            "direct", f"{found}: nothing is heard by LISTEN, changes are found by the next check",
+            "set SHMCACHE_LISTEN_URL to the address of PostgreSQL itself",
         )  # fmt: skip
-    return ok("direct", "nothing stands between")
+    try:
+        with contextlib.closing(
+            connect(with_table_set(settings.listen_url, settings.schema), application_name="shmcache doctor")
+        ) as listening:
+            if is_pooled(listening):
+                return failure("direct", f"{found}, and at SHMCACHE_LISTEN_URL too", _LISTEN_ADVICE)
+            if _place(listening) != _place(connection):
+                return failure("direct", f"{found}, and SHMCACHE_LISTEN_URL is another database", _LISTEN_ADVICE)
+    except DatabaseUnavailable as error:
+        return failure("direct", f"{found}; SHMCACHE_LISTEN_URL: {error}", _LISTEN_ADVICE)
+    return ok("direct", f"{found}; it is listened at {address(settings.listen_url)}")
 
 
 def check_version(connection: _Connection, _settings: Settings) -> Finding:
@@ -178,8 +186,8 @@ def check_connections(connection: _Connection, settings: Settings) -> Finding:
         " - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int"
     ).fetchone()
     assert row is not None
-    needed = process_count(settings) + 4  # charger and callbacks have some more
-    found = f"{row[0]} are free, about {needed} are needed"
+    needed = most_connections(settings)
+    found = f"{row[0]} are free, at most {needed} are needed"
     if row[0] < needed:
         return warning("connections", found, "raise max_connections, or run fewer workers (SHMCACHE_WORKERS)")
     return ok("connections", found)
@@ -268,6 +276,14 @@ def _value(connection: _Connection, query: str) -> Any:
     assert row is not None
     value = row[0]
     return value.decode(errors="replace") if isinstance(value, bytes) else value  # texts of an SQL_ASCII database
+
+
+def _place(connection: _Connection) -> list[Any]:
+    """Return which database of which cluster a connection is to."""
+    return [
+        _value(connection, "SELECT system_identifier FROM pg_control_system()"),
+        _value(connection, "SELECT oid FROM pg_database WHERE datname = current_database()"),
+    ]
 
 
 def _advice_for(reason: str) -> str:

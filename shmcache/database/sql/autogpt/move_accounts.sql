@@ -1,6 +1,11 @@
 WITH given AS (
     SELECT * FROM unnest(%s::text[], %s::int8[], %s::int8[], %s::int8[], %s::bool[], %s::int8[])
         AS given (user_id, spent, owed, held, low, execution_count)
+), leased AS (
+    UPDATE credit_leases l
+    SET amount = greatest(0, l.amount - given.spent - given.owed), version = nextval('credit_versions')
+    FROM given
+    WHERE l.user_id = given.user_id AND l.arena_id = %s AND given.spent + given.owed > 0
 ), moved AS (
     UPDATE "UserBalance" b SET balance = b.balance - given.spent
     FROM given

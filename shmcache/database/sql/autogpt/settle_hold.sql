@@ -2,7 +2,7 @@ WITH ended AS (
     DELETE FROM holds WHERE transaction_key = %(key)s
     RETURNING user_id, amount, node_execution_id, graph_execution_id
 ), account AS (
-    SELECT a.user_id, greatest(0, least(a.balance, %(amount)s::int8)) AS paid, ended.amount AS held
+    SELECT a.user_id, greatest(0, least(a.balance - credits_reserved(a.user_id) + ended.amount, %(amount)s::int8)) AS paid, ended.amount AS held
     FROM accounts a JOIN ended ON ended.user_id = a.user_id
 ), moved AS (
     UPDATE "UserBalance" b SET balance = b.balance - account.paid

@@ -1,5 +1,5 @@
 WITH account AS (
-    SELECT balance, balance - held - debt AS available FROM accounts WHERE user_id = %(user_id)s
+    SELECT balance, balance - debt - credits_reserved(user_id) AS available FROM accounts WHERE user_id = %(user_id)s
 ), due AS (
     SELECT given.* FROM unnest(%(keys)s::text[], %(amounts)s::int8[], %(reasons)s::text[], %(metadata)s::text[],
         %(estimates)s::bool[])

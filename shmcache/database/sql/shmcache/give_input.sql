@@ -15,6 +15,7 @@ WITH oldest AS (
         SELECT max(e.created_at) + interval '1 microsecond' FROM node_executions e
         WHERE e.graph_execution_id = %(graph_exec_id)s AND e.node_id = %(node_id)s
     )), '{}'
+    FROM refuse_orphans(ARRAY[%(graph_exec_id)s]::uuid[], '{}')
     WHERE NOT EXISTS (SELECT FROM oldest)
     RETURNING id
 ), chosen AS (

@@ -1,5 +1,5 @@
 WITH due AS (
-    SELECT least(debt, balance) AS amount FROM accounts WHERE user_id = %(user_id)s
+    SELECT least(debt, balance - credits_reserved(user_id)) AS amount FROM accounts WHERE user_id = %(user_id)s
 ), moved AS (
     UPDATE accounts SET balance = balance - due.amount, debt = debt - due.amount
     FROM due WHERE user_id = %(user_id)s AND due.amount > 0

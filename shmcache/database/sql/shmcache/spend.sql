@@ -1,5 +1,5 @@
 WITH account AS (
-    SELECT balance - held - debt AS available FROM accounts WHERE user_id = %(user_id)s
+    SELECT balance - debt - credits_reserved(user_id) AS available FROM accounts WHERE user_id = %(user_id)s
 ), due AS (
     SELECT given.* FROM unnest(%(keys)s::text[], %(amounts)s::int8[], %(reasons)s::text[], %(metadata)s::text[],
         %(estimates)s::bool[])
@@ -11,10 +11,9 @@ WITH account AS (
     FROM due
 ), paid AS (
     UPDATE accounts SET balance = accounts.balance - (total.amount - total.held), held = accounts.held + total.held
-    FROM total
-    WHERE accounts.user_id = %(user_id)s
-        AND (total.amount = 0 OR accounts.balance - accounts.held - accounts.debt >= total.amount)
-    RETURNING accounts.balance, accounts.balance - accounts.held - accounts.debt AS available
+    FROM total CROSS JOIN account
+    WHERE accounts.user_id = %(user_id)s AND (total.amount = 0 OR account.available >= total.amount)
+    RETURNING accounts.balance, account.available - total.amount AS available
 ), rows AS (
     INSERT INTO ledger (transaction_key, user_id, amount, running_balance, reason,
         node_execution_id, graph_execution_id, metadata, created_at)

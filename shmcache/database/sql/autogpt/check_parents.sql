@@ -1,0 +1,2 @@
+-- The platform's tables have foreign keys.
+SELECT FROM (SELECT %s::uuid[], %s::uuid[]) AS given WHERE false

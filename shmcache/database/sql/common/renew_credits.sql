@@ -1,0 +1,4 @@
+INSERT INTO credit_hosts AS mine (arena_id, lease_until)
+VALUES (%(arena_id)s, clock_timestamp() + %(seconds)s * interval '1 second')
+ON CONFLICT (arena_id) DO UPDATE SET lease_until = greatest(mine.lease_until, excluded.lease_until)
+RETURNING robbed, seen

@@ -1,0 +1,1 @@
+SELECT refuse_orphans(%s::uuid[], %s::uuid[])
