@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shmcache.cached_credits import CachedCredits
-from shmcache.database import ownership
+from shmcache.database import ownership, submissions
 from shmcache.errors import StillAtWork
 from shmcache.identifiers import id_bytes
+from shmcache.records import FINAL_STATUSES, GraphExecution
 
 
 class CachedOwnership(CachedCredits):
@@ -27,6 +28,17 @@ class CachedOwnership(CachedCredits):
             self._forget(key, graph_exec_id)
             since = arena.write_ring.last_sequence
             return self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since)
+
+    def resume_graph_execution(self, graph_exec_id: str) -> GraphExecution:
+        """See ExecutionDataClient."""
+        execution = super().resume_graph_execution(graph_exec_id)
+        if (
+            execution.status not in FINAL_STATUSES
+            and "error" not in execution.stats
+            and self._backing.load(submissions.is_cancelled, graph_exec_id)
+        ):
+            return self.update_graph_execution_stats(graph_exec_id, None, {"error": "cancelled"})
+        return execution
 
     def _forget(self, key: bytes, graph_exec_id: str) -> None:
         arena = self._arena

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from shmcache.records import (
+    FINAL_STATUSES,
     ExecutionStatus,
     Graph,
     GraphExecution,
@@ -305,6 +306,17 @@ class ExecutionDataClient(ABC):
         host: it takes nothing, and returns 0.)"""
         del graph_exec_id
         return 0
+
+    def resume_graph_execution(self, graph_exec_id: str) -> GraphExecution:
+        """Take a graph execution and put it on the work queue of this host, as far as it has come; return it.
+
+        Nothing is put there if it has ended. One that somebody wants to have cancelled is ended by who works on it.
+        Asking again changes nothing. Blocks. Raises as `take_graph_execution`."""
+        self.take_graph_execution(graph_exec_id)
+        execution = self.get_graph_execution(graph_exec_id)
+        if execution.status not in FINAL_STATUSES:
+            self.put_work(WorkKind.START, graph_exec_id, graph_exec_id)
+        return execution
 
     @property
     @abstractmethod

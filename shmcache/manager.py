@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -160,11 +160,15 @@ class Manager:
 
     def _start(self, work: Work) -> None:
         client = self._client
+        before: GraphExecution = self._persist(client.get_graph_execution, work.id)
+        is_new = work.attempt == 1 and before.status is ExecutionStatus.QUEUED
         graph_exec = self._persist(lambda: client.update_graph_execution_stats(work.id, ExecutionStatus.RUNNING))
+        if not is_new:  # it was begun before, maybe by another host: what is queued or claimed here stays so
+            self._persist(self._put_back, work.id, (ExecutionStatus.QUEUED, ExecutionStatus.RUNNING))
         for node_id, inputs in graph_exec.inputs.items():
             if graph_exec.status in FINAL_STATUSES:
                 break
-            if work.attempt == 1 or self._persist(client.get_latest_node_execution, node_id, work.id) is None:
+            if is_new or self._persist(client.get_latest_node_execution, node_id, work.id) is None:
                 self._persist(self._start_node, graph_exec, node_id, inputs)
         self._persist(client.end_work, work, work.id)
 
@@ -173,7 +177,7 @@ class Manager:
 
         def start() -> None:
             if self._unsure and client.get_latest_node_execution(node_id, graph_exec.id) is not None:
-                self._put_back_queued_of(graph_exec.id)
+                self._put_back(graph_exec.id)
                 return
             identifier, _ = client.upsert_execution_input(node_id, graph_exec.id, None)
             for name, value in inputs.items():
@@ -220,10 +224,10 @@ class Manager:
         graph_exec_id = work.id
         if work.kind is WorkKind.RUN:
             graph_exec_id = self._persist(self._client.get_node_execution, work.id).graph_exec_id
-        self._persist(self._put_back_queued_of, graph_exec_id)
+        self._persist(self._put_back, graph_exec_id)
 
-    def _put_back_queued_of(self, graph_exec_id: str) -> None:
-        for execution in self._client.get_node_executions(graph_exec_id, None, None, [ExecutionStatus.QUEUED]):
+    def _put_back(self, graph_exec_id: str, statuses: Collection[ExecutionStatus] = (ExecutionStatus.QUEUED,)) -> None:
+        for execution in self._client.get_node_executions(graph_exec_id, None, None, statuses):
             self._client.put_work(WorkKind.RUN, execution.id, graph_exec_id)
 
     # A node execution
@@ -233,6 +237,8 @@ class Manager:
         self._timed_since = None
         execution = self._persist(client.get_node_execution, work.id)
         graph_exec = self._persist(client.get_graph_execution, execution.graph_exec_id)
+        # What was lost with its host was an attempt too: what it has left is there already.
+        work = work._replace(attempt=work.attempt + execution.stats.get("lost_attempts", 0))
         if execution.status not in (ExecutionStatus.QUEUED, ExecutionStatus.RUNNING):
             self._persist(client.end_work, work, graph_exec.id)
             return
@@ -247,7 +253,7 @@ class Manager:
             # What is paid by the second is timed here: neither a clock that is set nor the time since the start of an
             # attempt whose worker died is the user's to pay.
             self._timed_since = time.monotonic() if block.may_cost_per("second") else None
-            execution = self._begin(execution)
+            execution = self._begin(execution, durable="lost_hosts" in graph_exec.stats)
             inputs = thaw(put_together({**node.input_default, **execution.inputs, **node.constants}))
             outputs = block.run(inputs) or ()
             if not isinstance(outputs, list):
@@ -275,8 +281,11 @@ class Manager:
         found = self._persist(self._client.get_node_executions, execution.graph_exec_id, None, None, _HAS_RUN)
         return len(found) >= self._max_steps
 
-    def _begin(self, execution: NodeExecution) -> NodeExecution:
-        """Move an execution to RUNNING and charge it, in one step."""
+    def _begin(self, execution: NodeExecution, *, durable: bool) -> NodeExecution:
+        """Move an execution to RUNNING and charge it, in one step.
+
+        `durable`, for a graph execution whose host was lost: should its next node be what kills hosts, each of its
+        starts is counted."""
         client = self._client
         count = self._persist(client.increment_execution_count, execution.user_id, execution.id)
 
@@ -286,6 +295,8 @@ class Manager:
             return running
 
         running: NodeExecution = self._persist(client.atomically, begin)
+        if durable:
+            self._persist(client.wait_durable, client.last_sequence)
         return running
 
     def _drive(

@@ -106,9 +106,10 @@ def _address_path(state_dir: Path, arena_name: str) -> Path:
     return state_dir.expanduser() / "addresses" / f"{arena_name}.url"
 
 
-def _attach() -> _Prepared:
-    """Attach to the arena that the settings name. Raises ArenaMissing, ArenaUnusable, SettingsError."""
-    settings = load_settings()
+def served_database_url(settings: Settings) -> str:
+    """Return the address of the database that the arena of the settings is served with.
+
+    Raises ArenaMissing, SettingsError."""
     database_url = settings.database_url
     if database_url is None:
         with contextlib.suppress(OSError):
@@ -120,8 +121,15 @@ def _attach() -> _Prepared:
             f"SHMCACHE_DATABASE_URL: not set, and the supervisor of arena {settings.arena!r} has no server of its own: "
             "set it to what the supervisor has"
         )
+    return with_table_set(database_url, settings.schema)
+
+
+def _attach() -> _Prepared:
+    """Attach to the arena that the settings name. Raises ArenaMissing, ArenaUnusable, SettingsError."""
+    settings = load_settings()
+    database_url = served_database_url(settings)
     arena = Arena.attach(settings.arena, lock_wait=settings.lock_wait, ring_wait=settings.ring_wait)
-    return _Prepared(arena, with_table_set(database_url, settings.schema), settings)
+    return _Prepared(arena, database_url, settings)
 
 
 def get_db_async_client() -> AsyncExecutionDataClient:

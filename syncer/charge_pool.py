@@ -1,6 +1,8 @@
 """ChargePool: carries the charge ring to the ledger, through a pool of processes.
 
-    1  read      entries behind the head                                          death: nothing had happened
+    1  read      entries behind the head, when the rows of what they are for      death: nothing had happened
+                 are in the database: should the machine be lost, nobody was
+                 charged for an execution that nobody knows of
     2  settle    the pool's processes, each for its part of the users (so that    death of one: the pool is replaced and
                  one user's charges stay in order and nobody waits for a row),    the batch tried again; what was
                  one transaction each; until they are up, the charger itself      settled is known by its key
@@ -67,6 +69,7 @@ _BATCH_ENTRIES = 3_000
 _BATCH_BYTES = 8 << 20
 _HANG_SECONDS = 60.0
 _INTERVAL_SECONDS = 1.0
+_ROWS_SECONDS = 0.5
 _ACCOUNTS_AT_ONCE = 1_000
 _MARKS_AT_ONCE = 256
 _SETTLED_MARK = b"\xc0"
@@ -76,13 +79,20 @@ _SETTLED_MARK = b"\xc0"
 class ChargePool(RingConsumer):
     """Drains an arena's charge ring into a pool of processes, while it leads.
 
-    A batch that is not settled after `hang_seconds` is tried again by a new pool."""
+    A batch that is not settled after `hang_seconds` is tried again by a new pool. With `rows_first` no charge is
+    settled before all rows that were written before it: for where a syncer carries them."""
 
     role = "charger"
     passing = (*RingConsumer.passing, Unavailable, PoolBroken, TimeoutError)
 
     def __init__(
-        self, arena: Arena, database_url: str, settings: Settings, *, hang_seconds: float = _HANG_SECONDS
+        self,
+        arena: Arena,
+        database_url: str,
+        settings: Settings,
+        *,
+        hang_seconds: float = _HANG_SECONDS,
+        rows_first: bool = False,
     ) -> None:
         super().__init__(
             arena, arena.charge_ring, database_url, settings,
@@ -90,6 +100,7 @@ class ChargePool(RingConsumer):
             batch_entries=_BATCH_ENTRIES, batch_bytes=_BATCH_BYTES,
         )  # fmt: skip
         self._hang_seconds = hang_seconds
+        self._rows_first = rows_first
         self._pool: SettlementPool | None = None
         self._changes: AccountChanges | None = None
         self._callbacks: Callbacks | None = None
@@ -138,7 +149,15 @@ class ChargePool(RingConsumer):
 
     def _take(self, after: int) -> Sequence[Entry]:
         self._behind = after
-        return super()._take(after)
+        entries = super()._take(after)
+        if entries and self._rows_first and self._is_staying:
+            rows = self._arena.write_ring
+            wanted = rows.last_sequence  # only now: what the entries are for was written before them
+            if rows.committed_sequence < wanted:
+                rows.request_drain()
+                if not rows.wait_committed(wanted, _ROWS_SECONDS):
+                    return ()
+        return entries
 
     def _carry(self, entries: Sequence[Entry], epoch: int) -> None:
         batch = Batch(entries, self._settings.charge_workers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,7 +19,8 @@ import psycopg
 from shmcache.arena import Arena
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
-from shmcache.database.ownership import forget_hosts, renew_lease
+from shmcache.database.ownership import forget_hosts, owner_of, renew_lease
+from shmcache.database.submissions import cancelled_of_arena
 from shmcache.errors import InvalidValue, NotFound
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES
@@ -27,6 +29,8 @@ from syncer.listening import Listener, listen_url
 logger = logging.getLogger(__name__)
 
 _RENEWALS_A_LEASE = 3
+_TAKEN = "taken by another host"
+_CANCELLED = "cancelled"
 
 
 class HostLease(Listener):
@@ -38,15 +42,14 @@ class HostLease(Listener):
         self._arena = arena
         self._lease_seconds = settings.host_lease
         self._client = CachedClient(arena, database_url, settings)
-        self._lost: set[str] = set()
+        self._left: dict[str, str] = {}
         self._has_looked = False
         self._turn = threading.Lock()
         super().__init__(listen_url(database_url, settings), "host lease", settings.host_lease / _RENEWALS_A_LEASE)
 
     def note_lost(self, graph_exec_ids: Iterable[str]) -> None:
         """Have work on graph executions stopped that are another host's now. From any thread."""
-        with self._turn:
-            self._lost.update(graph_exec_ids)
+        self._note(graph_exec_ids, _TAKEN)
 
     def stop(self) -> None:
         """End as a Listener does."""
@@ -58,26 +61,39 @@ class HostLease(Listener):
         if not self._has_looked:
             forget_hosts(connection)
             self._has_looked = True
-        self._abandon()
+        self._note(cancelled_of_arena(connection, self._arena.arena_id), _CANCELLED)
+        self._abandon(connection)
 
-    def _hear(self, connection: psycopg.Connection[Any], payloads: Sequence[str]) -> None:  # noqa: ARG002
+    def _hear(self, connection: psycopg.Connection[Any], payloads: Sequence[str]) -> None:
         for payload in payloads:
-            taken_from, _, graph_exec_id = payload.partition(" ")
-            if taken_from == self._arena.arena_id:
-                self.note_lost([graph_exec_id])
-        self._abandon()
+            arena_id, graph_exec_id, *why = payload.split(" ")
+            if arena_id == self._arena.arena_id:
+                self._note([graph_exec_id], _CANCELLED if why else _TAKEN)
+        self._abandon(connection)
 
-    def _abandon(self) -> None:
-        """Have workers start no further node of what is lost. That is written to the arena only: its row is refused."""
+    def _note(self, graph_exec_ids: Iterable[str], why: str) -> None:
         with self._turn:
-            lost, self._lost = self._lost, set()
-        for graph_exec_id in sorted(lost):
+            self._left.update(dict.fromkeys(graph_exec_ids, why))
+
+    def _abandon(self, connection: psycopg.Connection[Any]) -> None:
+        """Have workers start no further node of what is lost or cancelled. Of what is lost that is written to the arena
+        only: its row is refused."""
+        with self._turn:
+            left, self._left = self._left, {}
+        for graph_exec_id, why in sorted(left.items()):
             try:
-                if not self._arena.has_entry(id_bytes(graph_exec_id)):
-                    continue
-                known = self._client.get_graph_execution(graph_exec_id)
-                if known.status not in FINAL_STATUSES and "error" not in known.stats:
-                    logger.warning("graph execution %s is another host's now: it is left alone here", graph_exec_id)
-                    self._client.update_graph_execution_stats(graph_exec_id, None, {"error": "taken by another host"})
+                if why == _CANCELLED or self._arena.has_entry(id_bytes(graph_exec_id)):
+                    self._client.atomically(partial(self._abandon_one, connection, graph_exec_id, why))
             except (InvalidValue, NotFound):
                 continue
+
+    def _abandon_one(self, connection: psycopg.Connection[Any], graph_exec_id: str, why: str) -> None:
+        known = self._client.get_graph_execution(graph_exec_id)
+        if known.status in FINAL_STATUSES or "error" in known.stats:
+            return
+        # After it was read: should it be taken back meanwhile, that is a conflict, and this is done again.
+        owner = owner_of(connection, graph_exec_id)
+        if why == _TAKEN and owner is not None and owner[0] == self._arena.arena_id:
+            return
+        logger.warning("graph execution %s was %s: no further node of it starts here", graph_exec_id, why)
+        self._client.update_graph_execution_stats(graph_exec_id, None, {"error": why})

@@ -18,7 +18,7 @@ import psycopg
 
 from shmcache.database.batches import write_batch
 from shmcache.database.dead_letters import HeldLetter, delete_dead_letters, hold_dead_letters, refuse_dead_letter
-from shmcache.database.ownership import lost
+from shmcache.database.ownership import lost, lost_charges
 from shmcache.database.settlement import settle
 from shmcache.errors import NotOwner
 from shmcache.writes import Charge, Write
@@ -58,6 +58,7 @@ def replay(connection: psycopg.Connection[Any], letter_ids: Sequence[int]) -> Re
                 settle(connection, [charge for _, charge in some])
 
         writes = _own(connection, writes, refuse)
+        charges = _own_charges(connection, charges, refuse)
         write_around_refusals(writes, write_some, lambda item, error: refuse(item[0], error))
         write_around_refusals(charges, settle_some, lambda item, error: refuse(item[0], error))
         written = [each.id for each in letters if each.id not in refused]
@@ -80,6 +81,22 @@ def _own(
         if (letter.arena_id, letter.sequence) in reasons:
             refuse(letter, reasons[letter.arena_id, letter.sequence])
     return [each for each in writes if (each[0].arena_id, each[0].sequence) not in reasons]
+
+
+def _own_charges(
+    connection: psycopg.Connection[Any],
+    charges: Sequence[tuple[HeldLetter, tuple[int, Charge]]],
+    refuse: Callable[[HeldLetter, Exception], None],
+) -> list[tuple[HeldLetter, tuple[int, Charge]]]:
+    """Return the charges that are not for what another host has done in place of theirs."""
+    reasons: dict[int, NotOwner] = {}
+    for arena_id in sorted({letter.arena_id for letter, _ in charges}):
+        known = [(letter.id, charge) for letter, (_, charge) in charges if letter.arena_id == arena_id]
+        reasons |= lost_charges(connection, arena_id, known)
+    for letter, _ in charges:
+        if letter.id in reasons:
+            refuse(letter, reasons[letter.id])
+    return [each for each in charges if each[0].id not in reasons]
 
 
 def _readable(

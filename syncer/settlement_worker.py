@@ -4,6 +4,7 @@ The pool's processes are spawned, so this module and what it imports is all that
 
     1  connect   if there is no connection                  death, loss: the charger tries the batch again
     2  settle    rows, holds and balances of the partition  death, loss: the server rolls all of it back
+                 (what a lost graph execution would charge for executions that only this host knew is refused)
     3  commit    all of it at once                          death, loss after it: known by the keys when tried again
 """
 
@@ -22,6 +23,7 @@ from setproctitle import setproctitle
 
 from shmcache.database.bookkeeping import add_dead_letter
 from shmcache.database.connection import connect
+from shmcache.database.ownership import lost_charges
 from shmcache.database.settlement import Shortfall, settle
 from shmcache.errors import DatabaseUnavailable
 from shmcache.writes import Charge
@@ -131,7 +133,11 @@ def settle_partition(partition: Partition) -> Settled:
             # Who hears of the changes knows by this that they are its own. For this transaction: the session may be
             # another's afterwards.
             connection.execute("SELECT set_config('shmcache.origin', %s, true)", (arena_id,), prepare=True)
-            write_around_refusals(items, write, refuse)
+            lost = lost_charges(connection, arena_id, [(sequence, charges[sequence][1]) for sequence, *_ in items])
+            for item in items:
+                if item[0] in lost:
+                    refuse(item, lost[item[0]])
+            write_around_refusals([item for item in items if item[0] not in lost], write, refuse)
     except (psycopg.Error, DatabaseUnavailable) as error:
         if _connection is not None:
             _connection.close()

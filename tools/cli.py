@@ -13,6 +13,7 @@ import click
 from shmcache.errors import ShmcacheError
 from shmcache.setting_texts import without_passwords
 from tools.accounts_commands import accounts
+from tools.celery_commands import cancel, status, submit
 from tools.command_settings import add_settings_options, command_settings
 from tools.config_command import config
 from tools.doctor_command import doctor
@@ -205,6 +206,9 @@ cli.add_command(top)
 cli.add_command(config)
 cli.add_command(doctor)
 cli.add_command(serve)
+cli.add_command(submit)
+cli.add_command(status)
+cli.add_command(cancel)
 
 
 @cli.command(name="bench", add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -20,6 +20,7 @@ from shmcache.arena.mapping import is_mapping
 from shmcache.config import Settings
 from shmcache.database.connection import connect
 from shmcache.database.leases import release_leases
+from shmcache.database.ownership import release_lease
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, DatabaseUnavailable
 from shmcache.recovery import terminate_unfinished
 from shmcache.session import remove_address
@@ -154,6 +155,7 @@ def drain(
         consumer.on_batch = on_batch
         consumer.run_once(should_stop)
 
+    run_once(SyncManager(arena, database_url, settings))  # rows before their charges
     run_once(ChargePool(arena, database_url, settings))
     if not should_stop() and close_all_holds(arena, database_url, settings):
         run_once(ChargePool(arena, database_url, settings))
@@ -180,10 +182,11 @@ def remove(arena: Arena, settings: Settings, work_ended: int | None = None) -> b
 
 
 def give_leases_back(arena: Arena, database_url: str) -> None:
-    """Let other hosts have at once what an arena that is removed had leased."""
+    """Let other hosts have at once what an arena that is removed had leased, and take what it owned."""
     try:
         with connect(database_url, application_name="shmcache leases") as connection:
             release_leases(connection, arena.arena_id)
+            release_lease(connection, arena.arena_id)
     except (psycopg.Error, DatabaseUnavailable) as error:
         logger.warning(
             "what arena %s had leased of accounts is free when its lease ends: %s", arena.name, one_line(error)

@@ -206,7 +206,9 @@ class Supervisor:
         if settings.mode == "cached":
             for _ in range(_SYNCERS):
                 processes.start(Role("syncer", lambda stop: SyncManager(arena, url, settings).run(stop), leads=True))
-            processes.start(Role("charger", lambda stop: ChargePool(arena, url, settings).run(stop), leads=True))
+            processes.start(
+                Role("charger", lambda stop: ChargePool(arena, url, settings, rows_first=True).run(stop), leads=True)
+            )
         else:
             processes.start(Role("callbacks", lambda stop: deliver_notices(url, stop), restart_on_return=False))
         if self._endpoint:

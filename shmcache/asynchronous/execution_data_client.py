@@ -356,6 +356,15 @@ class AsyncExecutionDataClient(AsyncCalls):
             self._outside()
         return self._run(self._client.take_graph_execution, graph_exec_id)
 
+    def resume_graph_execution(self, graph_exec_id: str) -> Coroutine[Any, Any, GraphExecution]:
+        """Take a graph execution and put it on the work queue of this host, as far as it has come; return it.
+
+        Nothing is put there if it has ended. One that somebody wants to have cancelled is ended by who works on it.
+        Asking again changes nothing. Blocks. Raises as `take_graph_execution`."""
+        if self._transactions:
+            self._outside()
+        return self._run(self._client.resume_graph_execution, graph_exec_id)
+
     @property
     def last_sequence(self) -> int:
         """The receipt of what this thread wrote last: its sequence number on the write ring, for `wait_durable`.

@@ -18,7 +18,7 @@ import psycopg
 from shmcache.database.statements import statement
 from shmcache.errors import InvalidValue, NotFound, NotOwner
 from shmcache.identifiers import id_bytes
-from shmcache.writes import GraphExecutionWrite, NodeExecutionWrite, Write
+from shmcache.writes import Charge, GraphExecutionWrite, NodeExecutionWrite, Write
 
 Connection = psycopg.Connection[Any]
 
@@ -37,6 +37,11 @@ class Owner(NamedTuple):
 def renew_lease(connection: Connection, arena_id: str, seconds: float) -> None:
     """Say that a host lives, and that nobody is to take what it owns for some time."""
     connection.execute(statement(connection, "renew_host"), {"arena_id": arena_id, "seconds": seconds})
+
+
+def release_lease(connection: Connection, arena_id: str) -> None:
+    """Say that a host has ended: what it owns may be taken from now on."""
+    connection.execute(statement(connection, "release_host"), {"arena_id": arena_id})
 
 
 def forget_hosts(connection: Connection) -> None:
@@ -60,7 +65,9 @@ def owner_of(connection: Connection, graph_exec_id: str) -> tuple[str, int] | No
 def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) -> int:
     """Make an arena the owner of a graph execution; return the token. Asking again gives the same one.
 
-    `since` is how far the arena's write ring reaches. Waits for the old owner's transaction, if it is just in one.
+    One that is taken from another counts it in its statistics (`lost_hosts`), and its node executions that are RUNNING
+    count an attempt (`lost_attempts`). `since` is how far the arena's write ring reaches. Waits for the old owner's
+    transaction, if it is just in one.
     Raises NotOwner while the owner's lease lasts, NotFound."""
     given = {"id": graph_exec_id, "arena_id": arena_id, "since": since}
     for _ in range(_MOST_TRIES):
@@ -85,6 +92,9 @@ def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) 
             ).fetchone()
             # step: taken
             if row is not None:
+                # Before anybody loads it: what ran there was an attempt, also where nobody there lives to count it.
+                connection.execute(statement(connection, "count_lost_attempts"), given)
+                connection.execute(statement(connection, "count_lost_host"), given)
                 return int(row[0])
     raise NotOwner(graph_exec_id, owner, token)
 
@@ -114,6 +124,34 @@ def lost(
         if owner is not None and (owner.arena_id != arena_id or sequence <= owner.since):
             found[sequence] = NotOwner(owner.graph_exec_id, owner.arena_id, owner.token)
     return found
+
+
+def lost_charges(connection: Connection, arena_id: str, charges: Iterable[tuple[int, Charge]]) -> dict[int, NotOwner]:
+    """Return which charges of an arena (by any numbers) are for node executions that never came to be, and why.
+
+    An execution whose row is there was its host's when that wrote it, and who took it over charges it under the same
+    key. One whose row is not there, of a graph execution that was taken once, was done elsewhere by another execution;
+    also if its host has taken that back since. So rows go before charges (`ChargePool`)."""
+    known = [
+        (number, each) for number, each in charges if _is_named(each.node_exec_id) and _is_named(each.graph_exec_id)
+    ]
+    if not known:
+        return {}
+    given = {
+        "arena_id": arena_id,
+        "node_execs": [each.node_exec_id for _, each in known],
+        "graph_execs": [each.graph_exec_id for _, each in known],
+    }
+    rows = connection.execute(statement(connection, "lost_charges"), given)
+    reasons = {node_exec_id: NotOwner(*owner) for node_exec_id, *owner in rows}
+    return {number: reasons[each.node_exec_id] for number, each in known if each.node_exec_id in reasons}
+
+
+def _is_named(identifier: str | None) -> bool:
+    try:
+        return identifier is not None and bool(id_bytes(identifier))
+    except InvalidValue:
+        return False
 
 
 def _concerned(row: Write, graph_of: dict[str, str]) -> tuple[str, bool]:

@@ -80,7 +80,17 @@ class Program:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "resource_tracker" not in " ".join(child.cmdline()):
                     child.kill()
-        psutil.wait_procs(children, 10)
+        deadline = time.monotonic() + 10
+        while any(map(_lives, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Say whether a process that is nobody's child here has not ended; who reaps it may take a while."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(done: Callable[[], Any], lives: Callable[[], bool], said: Callable[[], str]) -> None:
@@ -138,8 +148,8 @@ class Host:
         """Return the numbers that `work.one` was called with, as they are in the database."""
         return sorted(row[0] for row in self.rows("SELECT value FROM node_execution_outputs WHERE name = 'result'"))
 
-    def close(self) -> None:
-        """End what still runs; fail if the arena is left."""
+    def close(self, *, may_leave: bool = False) -> None:
+        """End what still runs; fail if the arena is left, unless it may be: then it is only removed."""
         for program in reversed(self._programs):
             program.kill()
         if self.arena in list_arenas():
@@ -147,4 +157,5 @@ class Host:
 
             with Arena.attach(self.arena) as left:
                 left.unlink()
-            raise AssertionError(f"arena {self.arena} was left")
+            if not may_leave:
+                raise AssertionError(f"arena {self.arena} was left")

@@ -51,6 +51,9 @@ RUN_ELSEWHERE = {
     "old/bin/shmcache drain NAME": "test_upgrade.py",
     "new/bin/shmcache run --arena NAME": "test_upgrade.py",
     "from shmcache.reader import Reader": "test_reader.py",
+    "shmcache submit FILE... --broker URL": "test_celery.py",
+    "shmcache status RUN [--wait=60]": "test_celery.py",
+    "shmcache cancel RUN": "test_celery.py",
     "executor.py": "test_the_platform_s_executor_runs_as_it_is_printed",
 }
 """Commands of blocks that are not run in `test_each_command_of_a_block_runs`, and blocks that no test here runs: what
@@ -277,6 +280,7 @@ def test_a_node_execution_takes_the_room_that_the_table_says(database_url: str, 
 
 VALUES = {
     "NAME": "some-arena", "USER": new_id(), "AMOUNT": "5", "ID": "1", "KEY": new_id(), "FILE": "graph.json",
+    "RUN": new_id(), "URL": "redis://127.0.0.1",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import pytest
 import tools.chaos.run
 import tools.dead_letters
 import tools.drain
+import tools.graph_executions
 import tools.processes
 from shmcache.arena import Arena, SharedMapping, Transaction, layout, segment
 from shmcache.arena.transaction import Append, Put
@@ -90,6 +91,10 @@ _SAMPLES: dict[type[ShmcacheError], tuple[ShmcacheError, list[str]]] = {
     ),
     tools.drain.ArenaInUse: (tools.drain.ArenaInUse("main", [4711]), ["'main'", "4711", "its own syncer drains it"]),
     tools.dead_letters.NoSuchDeadLetter: (tools.dead_letters.NoSuchDeadLetter(7), ["7", "dead-letters list"]),
+    tools.graph_executions.BrokerUnavailable: (
+        tools.graph_executions.BrokerUnavailable("redis://me:secret@host", "no route", 2),
+        ["redis://me:***@host", "no route", "2 graph executions", "check --broker"],
+    ),
     tools.processes.CannotStart: (
         tools.processes.CannotStart("a worker fails: see the log"),
         ["worker", "see the log"],

@@ -1,0 +1,1 @@
+SELECT FROM cancellations WHERE graph_execution_id = %(id)s

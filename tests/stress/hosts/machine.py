@@ -1,0 +1,30 @@
+"""A host from within: the first process of its namespaces. It has a /dev/shm, serve and a Celery worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run until SIGTERM, or until one of the two ends; then end both in order."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm"], check=True)
+    ours = [sys.executable, "-m", "tools.cli", "serve"]
+    serve = subprocess.Popen(ours)
+    subprocess.run([*ours, "--check", "--wait", "60"], check=True)
+    worker = subprocess.Popen([
+        str(Path(sys.executable).parent / "celery"), "-A", "shmcache.contrib.celery.app", "worker",
+        "--concurrency", os.environ["CONCURRENCY"], "--without-mingle", "--without-gossip", "--loglevel", "INFO",
+        "-n", os.environ["SHMCACHE_ARENA"],
+    ])  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+    worker.wait()
+    serve.terminate()
+    serve.wait()
+
+
+if __name__ == "__main__":
+    main()
