@@ -117,7 +117,7 @@ class ChargePool(RingConsumer):
         self._pool = self._make_pool()  # its processes come up before the first charge waits for them
         self._client = CachedClient(self._arena, self._database_url, self._settings)
         address = listen_url(self._database_url, self._settings)
-        self._changes = AccountChanges(address, self._arena.arena_id, self._ring.request_drain)
+        self._changes = AccountChanges(address, self._arena.arena_id, self.ask_to_look)
         self._callbacks = Callbacks.start(self._database_url)
         self._holds = None
         self._stale = set()

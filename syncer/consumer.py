@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -88,6 +89,8 @@ class RingConsumer(ABC):
         self._give_up_at: float | None = None
         self._abandon: ShouldStop = lambda: False
         self._is_staying = True
+        self._looks = 0
+        self._looks_turn = threading.Lock()
         self.on_batch: Callable[[], None] | None = None
         """Called after each batch that is in the database."""
 
@@ -142,7 +145,7 @@ class RingConsumer(ABC):
         return begun.sequence
 
     def _next_look_seconds(self) -> float:
-        """Return how long to wait for being asked to drain."""
+        """Return how long to wait for being asked to drain before looking around again."""
         return self._interval_seconds
 
     def _look_around(self) -> bool:
@@ -192,15 +195,33 @@ class RingConsumer(ABC):
                 self._arena.lead(begun.epoch)
             sequence = self._resume(begun)
             # step: resumed
+            asked, due = True, 0.0
             while True:
                 stopping = should_stop()
-                sequence = self._drain(sequence, begun.epoch, should_stop)
+                if asked or stopping or time.monotonic() >= due:
+                    due = time.monotonic() + self._interval_seconds
+                    sequence = self._drain(sequence, begun.epoch, should_stop)
                 if self._look_around():
                     sequence = self._drain(sequence, begun.epoch, should_stop)
                 if stopping:
                     break
-                self._ring.wait_for_drain(self._next_look_seconds(), should_stop)
+                asked = self._wait_to_be_asked(due, should_stop)
         self._end()
+
+    def ask_to_look(self) -> None:
+        """Have the leader look around now. From any thread.
+
+        That drains nothing: what hosts tell each other of their transactions would have each make another one."""
+        with self._looks_turn:
+            self._looks += 1
+        self._ring.request_drain()
+
+    def _wait_to_be_asked(self, due: float, should_stop: ShouldStop) -> bool:
+        """Wait until something is to be done; return whether it is to drain, whatever is `due`."""
+        asked = self._ring.wait_for_drain(max(0.0, min(self._next_look_seconds(), due - time.monotonic())), should_stop)
+        with self._looks_turn:
+            looks, self._looks = self._looks, 0
+        return asked > looks
 
     def _begin_epoch(self, should_stop: ShouldStop) -> Checkpoint | None:
         while True:

@@ -83,8 +83,8 @@ class Ring:
             self._words[signal] += 1
         self._critical.wake(signal)
 
-    def wait_for_drain(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> None:
-        """For the consumer: wait until asked to drain since the last call, or until the timeout.
+    def wait_for_drain(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> int:
+        """For the consumer: wait until asked to drain since the last call, or until the timeout; return how often.
 
         `give_up` is asked after each signal that the process gets, and ends the waiting too."""
         words = self._words
@@ -94,6 +94,7 @@ class Ring:
         waiters = self._region.state + layout.DRAIN_WAITERS
         self._critical.wait(signal, waiters, lambda: words[signal] != seen or give_up(), deadline)
         self._seen_signal = words[signal]
+        return self._seen_signal - seen
 
     def wait_committed(self, sequence: int, timeout_seconds: float | None) -> bool:
         """Wait until everything up to `sequence` is durable; return whether it is. None waits without limit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 
 from shmcache.database import migrate as migrating
-from shmcache.database import ownership, queries
+from shmcache.database import ownership, partitions, queries
 from shmcache.database.batches import write_batch
 from shmcache.database.connection import connect
 from shmcache.database.embedded import EmbeddedServer
@@ -23,8 +24,10 @@ from shmcache.errors import SettingsError
 from shmcache.identifiers import new_id
 from shmcache.writes import GraphExecutionWrite, InputWrite, NodeExecutionWrite, OutputWrite, Write
 from syncer.partition_keeper import PartitionKeeper
+from tests import kill_points
 from tests.integration.charging import open_account, wait_for
 from tests.integration.test_clients import SINK, small_graph
+from tests.unit.arena_state import die, run_in_child
 from tools.cli import cli
 
 Connection = psycopg.Connection[Any]
@@ -208,6 +211,32 @@ def test_of_hosts_that_do_it_at_once_one_does(connection: Connection, database_u
         other.execute("SELECT pg_advisory_xact_lock(%s)", (0x73686D70,))
         done = tidy(connection, 60)
         assert (done.made, done.dropped, done.kept[0].reason) == (0, [], "another host is about it")
+
+
+@pytest.mark.parametrize("step", kill_points.steps_of(partitions))
+def test_who_dies_while_dropping_has_dropped_nothing_and_another_does_it(
+    connection: Connection, database_url: str, step: str
+) -> None:
+    _, begins = month_before(connection, 5)
+    add_run(connection, begins)
+    before = counts(connection)
+
+    def child() -> None:
+        kill_points.arm(partitions, lambda at: die() if at == step else None)
+        with connect(database_url, application_name="test") as mine:
+            tidy(mine, 60)
+
+    assert run_in_child(child) == -signal.SIGKILL
+    assert counts(connection) == before
+
+    def is_tidied() -> bool:  # once the server has seen that the other is gone
+        try:
+            return len(tidy(connection, 60).dropped) == 2
+        except psycopg.errors.LockNotAvailable:
+            return False
+
+    wait_for(is_tidied)
+    assert counts(connection) == [0] * len(before)
 
 
 def test_the_leading_syncers_keeper_does_it(connection: Connection, database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,3 +222,37 @@ def test_a_database_that_is_away_keeps_the_entries_on_the_ring(
     assert time.monotonic() - started < 60, "it gives up instead of waiting for ever"
     assert arena.write_ring.committed_sequence == 0
     assert arena.write_ring.last_sequence > 0
+
+
+def test_a_leader_that_is_asked_to_look_looks_and_drains_nothing(
+    arena: Arena, client: CachedClient, run: str, database_url: str, settings: Settings
+) -> None:
+    looks = threading.Semaphore(0)
+
+    class Looking(SyncManager):
+        def _look_around(self) -> bool:
+            looks.release()
+            return super()._look_around()
+
+    manager = Looking(arena, database_url, settings.model_copy(update={"sync_interval": 3600.0}))
+    is_over = threading.Event()
+    thread = threading.Thread(target=manager.run, args=(is_over.is_set,))
+    ring = arena.write_ring
+    wanted = ring.last_sequence
+    thread.start()
+    try:
+        assert ring.wait_committed(wanted, 60)
+        identifier, _ = client.upsert_execution_input(SINK, run, None)
+        while looks.acquire(blocking=False):
+            pass
+        for _ in range(5):
+            manager.ask_to_look()
+            assert looks.acquire(timeout=60)
+        assert ring.committed_sequence == wanted
+        client.upsert_execution_output(identifier, "out", 1, urgent=True)
+        assert ring.wait_committed(ring.last_sequence, 60)
+    finally:
+        is_over.set()
+        ring.request_drain()
+        thread.join(60)
+    assert outputs_of(database_url, identifier) == [1]

@@ -35,11 +35,12 @@ MODELS: dict[ModuleType, list[ModuleType]] = {
 
 BETWEEN_TRANSACTIONS = {
     ROOT / "shmcache" / "database" / "ownership.py",
+    ROOT / "shmcache" / "database" / "partitions.py",
     ROOT / "shmcache" / "definition_index.py",
     ROOT / "syncer" / "definition_changes.py",
 }
-"""Files whose steps lie between transactions of PostgreSQL or whole commits, each tried by a test that kills there:
-no access to shared memory of their own is left to be explored."""
+"""Files whose steps lie in transactions of PostgreSQL, between them or between whole commits, each tried by a test that
+kills there: no access to shared memory of their own is left to be explored."""
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

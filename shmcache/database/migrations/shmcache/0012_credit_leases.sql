@@ -3,7 +3,7 @@
 -- balance - debt - credits_reserved() is what nobody has; it does not go below 0 but when others lower the balance.
 CREATE SEQUENCE credit_versions;
 CREATE TABLE credit_leases (
-    user_id uuid NOT NULL REFERENCES accounts,
+    user_id uuid NOT NULL REFERENCES accounts ON DELETE CASCADE,
     arena_id uuid NOT NULL,
     amount bigint NOT NULL CHECK (amount >= 0),
     version bigint NOT NULL,
