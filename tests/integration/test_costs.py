@@ -151,5 +151,5 @@ def test_overwriting_a_plain_record_takes_the_lock_of_its_stripe_alone(arena: Ar
 
 
 def test_a_miss_loads_a_graph_with_one_query_and_its_other_nodes_with_none(client: CachedClient, arena: Arena) -> None:
-    assert costs(arena, lambda: client.get_node(_NODE)).waits == 3  # one opens the connection
+    assert costs(arena, lambda: client.get_node(_NODE)).waits == 3  # one opens the connection, one looks what it is
     assert costs(arena, lambda: client.get_graph(_GRAPH)).waits == 0

@@ -337,7 +337,7 @@ def test_a_full_disk_is_waited_out(
         shutil.chown(space, server._run_as)
     with connect(server.url, application_name="test") as connection:
         connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'".encode())
-        connection.execute("ALTER TABLE node_execution_outputs SET TABLESPACE small")
+        connection.execute("ALTER TABLE node_execution_outputs_before SET TABLESPACE small")
     start_syncer(server.url)
     write_and_wait(arena, identifier, 0, 100)
     filler = small_disk / "filler"

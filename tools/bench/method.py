@@ -97,6 +97,8 @@ class Loop:
         self._run_all = run_all
         self._again = again or (lambda: None)
         count = min(8, len(arguments))
+        self._arguments = arguments[:count]
+        self._passes(1)  # what only the first ones wait for says nothing of how long the others take
         while True:
             self._arguments = arguments[:count]
             took = self._passes(1)

@@ -131,7 +131,7 @@ class _Run:
         platform_tables: Path | None,
     ) -> None:
         self._platform_tables = platform_tables
-        self._outputs = "node_execution_outputs"
+        self._outputs = "node_execution_outputs_before"  # the partition of this month
         self._directory = directory
         ground.prepare(list(faults))
         self._ground = ground
