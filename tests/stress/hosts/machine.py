@@ -10,18 +10,27 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run until SIGTERM, or until one of the two ends; then end both in order."""
+    """Run until SIGTERM, or until serve ends; then end both in order. A worker that crashes is started again."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm"], check=True)
     ours = [sys.executable, "-m", "tools.cli", "serve"]
     serve = subprocess.Popen(ours)
     subprocess.run([*ours, "--check", "--wait", "60"], check=True)
-    worker = subprocess.Popen([
+    command = [
         str(Path(sys.executable).parent / "celery"), "-A", "shmcache.contrib.celery.app", "worker",
         "--concurrency", os.environ["CONCURRENCY"], "--without-mingle", "--without-gossip", "--loglevel", "INFO",
         "-n", os.environ["SHMCACHE_ARENA"],
-    ])  # fmt: skip
-    signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
-    worker.wait()
+    ]  # fmt: skip
+    worker = subprocess.Popen(command)
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        worker.terminate()
+
+    signal.signal(signal.SIGTERM, ask)
+    while worker.wait() and not asked and serve.poll() is None:
+        worker = subprocess.Popen(command)
     serve.terminate()
     serve.wait()
 
