@@ -3,7 +3,7 @@
 Who leads over the write ring does this too, in a thread: a host whose rows nobody carries has no use of what it owns.
 Where the thread is stopped, or the network is cut, for longer than the lease, others may take the host's graph
 executions. Their rows are refused then (see `database.ownership`); that this host stops working on them, as soon as it
-knows, saves the work only.
+knows, saves the work only. And it looks after hosts that were lost: what they have not charged is charged here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import psycopg
 from shmcache.arena import Arena
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
+from shmcache.database.lost_hosts import make_good
 from shmcache.database.ownership import forget_hosts, owner_of, renew_lease
 from shmcache.database.submissions import cancelled_of_arena
 from shmcache.errors import InvalidValue, NotFound
@@ -41,6 +42,7 @@ class HostLease(Listener):
     def __init__(self, arena: Arena, database_url: str, settings: Settings) -> None:
         self._arena = arena
         self._lease_seconds = settings.host_lease
+        self._low_balance = settings.low_balance
         self._client = CachedClient(arena, database_url, settings)
         self._left: dict[str, str] = {}
         self._has_looked = False
@@ -63,6 +65,10 @@ class HostLease(Listener):
             self._has_looked = True
         self._note(cancelled_of_arena(connection, self._arena.arena_id), _CANCELLED)
         self._abandon(connection)
+        try:
+            make_good(connection, self._low_balance)
+        except psycopg.errors.LockNotAvailable as error:
+            logger.debug("what lost hosts have not charged is charged later: %s", error)
 
     def _hear(self, connection: psycopg.Connection[Any], payloads: Sequence[str]) -> None:
         for payload in payloads:

@@ -34,6 +34,7 @@ MODELS: dict[ModuleType, list[ModuleType]] = {
 }
 
 BETWEEN_TRANSACTIONS = {
+    ROOT / "shmcache" / "database" / "lost_hosts.py",
     ROOT / "shmcache" / "database" / "ownership.py",
     ROOT / "shmcache" / "database" / "partitions.py",
     ROOT / "shmcache" / "definition_index.py",

@@ -1,3 +1,3 @@
 DELETE FROM hosts WHERE arena_id IN (
-    SELECT arena_id FROM hosts WHERE lease_until < clock_timestamp() - interval '1 day' FOR UPDATE SKIP LOCKED
+    SELECT arena_id FROM hosts WHERE lease_until < clock_timestamp() - interval '1 day' AND made_good FOR UPDATE SKIP LOCKED
 )

@@ -1,1 +1,1 @@
-UPDATE hosts SET lease_until = clock_timestamp() WHERE arena_id = %(arena_id)s AND lease_until > clock_timestamp()
+UPDATE hosts SET lease_until = clock_timestamp(), made_good = true WHERE arena_id = %(arena_id)s AND lease_until > clock_timestamp()

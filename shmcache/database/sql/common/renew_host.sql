@@ -1,2 +1,2 @@
 INSERT INTO hosts (arena_id, lease_until) VALUES (%(arena_id)s, clock_timestamp() + %(seconds)s * interval '1 second')
-ON CONFLICT (arena_id) DO UPDATE SET lease_until = excluded.lease_until, renewed_at = clock_timestamp()
+ON CONFLICT (arena_id) DO UPDATE SET lease_until = excluded.lease_until, renewed_at = clock_timestamp(), made_good = false
