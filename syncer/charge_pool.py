@@ -69,6 +69,8 @@ _BATCH_ENTRIES = 3_000
 _BATCH_BYTES = 8 << 20
 _HANG_SECONDS = 60.0
 _INTERVAL_SECONDS = 1.0
+_LEAST_SECONDS = 0.2
+"""The least time between two readings of accounts that others have changed."""
 _ROWS_SECONDS = 0.5
 _ACCOUNTS_AT_ONCE = 1_000
 _MARKS_AT_ONCE = 256
@@ -110,6 +112,7 @@ class ChargePool(RingConsumer):
         self._stale: set[str] = set()
         self._behind = 0
         self._read_all_at = 0.0
+        self._read_again_at = 0.0
         self._looked_at = 0.0
 
     def _begin(self) -> None:
@@ -270,7 +273,8 @@ class ChargePool(RingConsumer):
     # Between batches
 
     def _next_look_seconds(self) -> float:
-        return min(self._interval_seconds, self._leases.interval_seconds)
+        seconds = min(self._interval_seconds, self._leases.interval_seconds)
+        return min(seconds, max(0.0, self._read_again_at - time.monotonic())) if self._stale else seconds
 
     def _look_around(self) -> bool:
         self._mend_pool()
@@ -278,9 +282,10 @@ class ChargePool(RingConsumer):
             return False  # the database is away, and this process is asked to end
         try:
             self._refresh()
-            self._stale |= self._leases.work(self._connected())
-            if self._stale:  # what was given back pays debt
-                self._refresh()
+            given = self._leases.work(self._connected())
+            if given:  # it pays debt
+                self._stale |= given
+                self._refresh(at_once=True)
             return self._close_holds()
         except self.passing as error:
             logger.debug("accounts and holds are looked after later: %s", one_line(error))
@@ -288,8 +293,10 @@ class ChargePool(RingConsumer):
             self._disconnect()
             return False
 
-    def _refresh(self) -> None:
-        """Read the accounts that others changed, and now and then all of them."""
+    def _refresh(self, *, at_once: bool = False) -> None:
+        """Read the accounts that others changed, and now and then all of them.
+
+        Not again at once: of an account that many hosts spend, each hears of every settlement of all others."""
         assert self._changes is not None
         told, everything = self._changes.take()
         now = time.monotonic()
@@ -298,6 +305,9 @@ class ChargePool(RingConsumer):
             self._read_all_at = now + self._settings.account_interval
             told |= {id_text(key) for key in self._arena.members(ACCOUNTS) or ()}
         self._stale |= {user for user in told if self._arena.counter(id_bytes(user)) is not None}
+        if now < self._read_again_at and not is_time and not at_once:
+            return
+        self._read_again_at = now + _LEAST_SECONDS
         while self._stale:
             some = sorted(self._stale)[:_ACCOUNTS_AT_ONCE]
             # Before the amounts: what is released later is not counted in them, and they would undo it.

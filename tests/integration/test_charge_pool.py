@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import psutil
@@ -17,14 +19,17 @@ import pytest
 
 from shmcache.arena import Arena, Counter, Transaction
 from shmcache.arena.transaction import Append
+from shmcache.cached_client import CachedClient
 from shmcache.config import Settings, load_settings
 from shmcache.database import queries
+from shmcache.database.accounts import look_at_accounts, top_up
 from shmcache.database.connection import connect
 from shmcache.identifiers import new_id
 from shmcache.writes import Charge, ChargeKind
-from syncer import settlement_worker
+from syncer import charge_pool, settlement_worker
 from syncer.charge_pool import ChargePool
 from syncer.settlement_pool import SettlementPool
+from tests.integration.charging import wait_for
 
 _FORK = multiprocessing.get_context("fork")
 OPENING = 1_000_000
@@ -296,6 +301,36 @@ def test_charges_wait_while_the_database_throws_everybody_out(
     settle_all(arena)
     assert_settled_once(database_url, users, 400)
     assert pool_of(charger) == pool, "a lost connection is no reason for a new pool"
+
+
+def test_what_others_do_to_an_account_is_read_a_few_times_a_second_however_often_they_do_it(
+    arena: Arena, users: list[str], database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[float] = []
+
+    def look(*arguments: Any) -> Any:
+        read.append(time.monotonic())
+        return look_at_accounts(*arguments)
+
+    monkeypatch.setattr(charge_pool, "look_at_accounts", look)
+    is_over = threading.Event()
+    charger = threading.Thread(target=ChargePool(arena, database_url, settings).run, args=(is_over.is_set,))
+    with (
+        CachedClient(arena, database_url, settings) as client,
+        connect(database_url, application_name="test") as others,
+    ):
+        assert client.get_credits(users[0]) == OPENING
+        charger.start()
+        try:
+            wait_for(lambda: read)
+            for number in range(200):
+                top_up(others, users[0], 1, f"card {number}")
+            wait_for(lambda: client.get_credits(users[0]) == OPENING + 200)
+        finally:
+            is_over.set()
+            arena.charge_ring.request_drain()
+            charger.join(60)
+    assert len(read) <= 5 * (read[-1] - read[0]) + 3
 
 
 def test_a_process_of_the_pool_loads_light_modules_only() -> None:
