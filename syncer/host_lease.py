@@ -60,15 +60,16 @@ class HostLease(Listener):
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
         renew_lease(connection, self._arena.arena_id, self._lease_seconds)
-        if not self._has_looked:
-            forget_hosts(connection)
-            self._has_looked = True
         self._note(cancelled_of_arena(connection, self._arena.arena_id), _CANCELLED)
         self._abandon(connection)
         try:
             make_good(connection, self._low_balance)
         except psycopg.errors.LockNotAvailable as error:
             logger.debug("what lost hosts have not charged is charged later: %s", error)
+            return
+        if not self._has_looked:
+            forget_hosts(connection)
+            self._has_looked = True
 
     def _hear(self, connection: psycopg.Connection[Any], payloads: Sequence[str]) -> None:
         for payload in payloads:

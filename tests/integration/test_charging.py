@@ -390,6 +390,7 @@ def test_top_ups_and_charges_from_elsewhere_arrive(
         wait_for(lambda: client.get_credits(user) == OPENING + 400)
         connection.execute("UPDATE accounts SET balance = balance - 50 WHERE user_id = %s", (user,))
         wait_for(lambda: client.get_credits(user) == OPENING + 350)
+        assert arena.charge_ring.wait_committed(arena.charge_ring.last_sequence, 60)
         assert top_up(connection, user, 500, "card 1") == (OPENING + 350, False), "once a key"
         with pytest.raises(InvalidValue):
             top_up(connection, user, 501, "card 1")
