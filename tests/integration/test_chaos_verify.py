@@ -164,5 +164,6 @@ def test_a_stall_counts_less_what_the_worker_was_stopped_or_waited_for_a_core_or
     assert stall(Window(90.0, 99.9, "database"), Window(101.0, 102.0, "78"), Window(101.0, 102.0, "memory")) == 2470
     assert stall(Window(101.0, 102.0, "77")) == 1470
     assert stall(Window(101.0, 102.0, "database")) == 1470
+    assert stall(Window(101.0, 102.0, "all")) == 1470
     assert stall(Window(101.0, 102.0, "database"), Window(99.0, 100.5, "77"), Window(101.5, 102.25, "77")) == 720
     assert stall(Window(99.0, 103.0, "database")) == 250, "the other call"

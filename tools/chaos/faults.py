@@ -34,7 +34,7 @@ _MOST_STEP_SECONDS = 3600.0
 
 
 class Window(NamedTuple):
-    """A time (monotonic) in which something was away: "database", or a process id that was stopped."""
+    """A time (monotonic) in which something was away: "database", "all", or a process id that was stopped."""
 
     began: float
     ended: float
@@ -154,7 +154,8 @@ class Faults:
         def go_on() -> None:
             self._signal(pids, signal.SIGCONT)
             now = time.monotonic()
-            self.windows.extend(Window(began, now, str(pid)) for pid in pids)
+            # Whoever was born just then, and not stopped, waits for those that are.
+            self.windows.extend(Window(began, now, each) for each in (["all"] if what == "all" else map(str, pids)))
 
         if pids:
             most = _MOST_SUPERVISOR_STOPPED_SECONDS if what == "supervisor" else _MOST_STOPPED_SECONDS

@@ -94,15 +94,15 @@ class Journals:
                 known[kind].setdefault(identifier, []).append(tuple(rest))
 
     def _note_stall(self, pid: str, began: float, seconds: float, idle_ms: int = 0) -> None:
-        """A call that took long, less the time that its worker was stopped for or the database was away, and that it
-        waited for a core."""
+        """A call that took long, less the time that its worker or everybody was stopped for or the database was away,
+        and that it waited for a core."""
         if seconds * 1e3 <= self.stall.milliseconds:
             return
         ended = began + seconds
         meant = sorted(
             (max(each.began, began), min(each.ended, ended))
             for each in self._windows
-            if each.what in (pid, "database") and each.began < ended and each.ended > began
+            if each.what in (pid, "all", "database") and each.began < ended and each.ended > began
         )
         reached = began
         for start, end in meant:
