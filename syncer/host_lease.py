@@ -64,8 +64,8 @@ class HostLease(Listener):
         self._abandon(connection)
         try:
             make_good(connection, self._low_balance)
-        except psycopg.errors.LockNotAvailable as error:
-            logger.debug("what lost hosts have not charged is charged later: %s", error)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            logger.warning("what lost hosts have not charged is charged later: %s", error)
             return
         if not self._has_looked:
             forget_hosts(connection)

@@ -25,7 +25,7 @@ from shmcache.writes import Charge, ChargeKind
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 2_000
-_MOST_BATCHES = 10
+_MOST_BATCHES = 3
 _BEFORE = timedelta(hours=1)
 """What ended longer than that before a lease's end was paid: charges wait for no more than their rows, and a second."""
 
@@ -34,11 +34,13 @@ def make_good(connection: psycopg.Connection[Any], low_balance: int = 0) -> int:
     """Charge what lost hosts have not; return how many charges that were. In autocommit; some now, the rest next time.
 
     Fees for every so many executions are not made good: nothing says that they were due. Waits for no lock longer than
-    a second: raises psycopg.errors.LockNotAvailable then, with what was charged before that."""
+    a second, and no statement longer than two: raises psycopg.errors.LockNotAvailable, QueryCanceled then."""
     made = 0
     for _ in range(_MOST_BATCHES):
         with connection.transaction():
+            # Whoever does this has a lease of its own to renew.
             connection.execute("SET LOCAL lock_timeout = '1s'")
+            connection.execute("SET LOCAL statement_timeout = '2s'")
             found = connection.execute(statement(connection, "lock_lost_host")).fetchone()
             if found is None:
                 return made
@@ -59,7 +61,7 @@ def make_good(connection: psycopg.Connection[Any], low_balance: int = 0) -> int:
                     logger.warning("%d charges of user %s stay unpaid: %s", len(charges), user, error)
             made += len(rows) - left
             # step: charged
-            if len(rows) < _AT_ONCE or left:
+            if len(rows) < _AT_ONCE or left == len(rows):
                 connection.execute(statement(connection, "make_host_good"), {"arena_id": arena_id})
             # step: noted
         if rows:
