@@ -22,11 +22,10 @@ from shmcache.errors import BlockError, InvalidValue, NotFound, UnknownBlock
 from shmcache.identifiers import new_id
 from shmcache.nested_pins import put_together
 from shmcache.records import NodeDefinition, NodeExecution
-from shmcache.writes import Charge, ChargeKind
+from shmcache.writes import BLOCK, Charge, ChargeKind, charge_key
 
 logger = logging.getLogger(__name__)
 
-BLOCK = "block"
 FEE = "fee"
 SPEND = "spend"
 
@@ -119,7 +118,7 @@ class ChargeManager:
 
     def _charge(self, node_exec: NodeExecution, reason: str, amount: int, execution_count: int) -> Charge:
         return Charge(
-            f"{node_exec.id}:{reason}",
+            charge_key(node_exec.id, reason),
             node_exec.user_id,
             amount,
             reason,

@@ -102,6 +102,15 @@ class ChargeKind(IntEnum):
     """A charge was refused for want of funds: somebody may want to know."""
 
 
+BLOCK = "block"
+"""Why a node execution is charged its block's price."""
+
+
+def charge_key(node_exec_id: str, reason: str) -> str:
+    """Return the idempotency key of a node execution's charge: the same for whoever makes it."""
+    return f"{node_exec_id}:{reason}"
+
+
 class Charge(NamedTuple):
     """Credits that were held in the arena and are to be settled in the ledger.
 

@@ -13,6 +13,7 @@ import psycopg
 from shmcache.database.connection import connect
 from shmcache.database.partitions import are_partitioned, tidy
 from shmcache.errors import ShmcacheError
+from syncer.consumer import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,11 @@ class PartitionKeeper:
                     if not are_partitioned(opened):
                         return
                     self._tidy(opened)
-            except (psycopg.errors.LockNotAvailable, psycopg.OperationalError, ShmcacheError) as error:
+            except (psycopg.OperationalError, ShmcacheError) as error:
                 logger.debug("partitions are looked after later: %s", error)
                 wait = self._first_seconds
             except psycopg.Error as error:
-                logger.warning("partitions cannot be looked after: %s", " ".join(str(error).split()))
+                logger.warning("partitions cannot be looked after: %s", one_line(error))
 
     def _tidy(self, connection: psycopg.Connection[object]) -> None:
         done = tidy(connection, self._retention_days)

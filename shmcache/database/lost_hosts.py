@@ -20,7 +20,7 @@ import psycopg
 
 from shmcache.database.settlement import settle
 from shmcache.database.statements import statement
-from shmcache.writes import Charge, ChargeKind
+from shmcache.writes import BLOCK, Charge, ChargeKind, charge_key
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def make_good(connection: psycopg.Connection[Any], low_balance: int = 0) -> int:
             rows = connection.execute(statement(connection, "unpaid_of_host"), given).fetchall()
             of_user: defaultdict[str, list[tuple[int, Charge]]] = defaultdict(list)
             for node_exec, graph_exec, user, cost, time in rows:
-                charge = Charge(f"{node_exec}:block", user, cost, "block", node_exec, graph_exec, time, "{}", 0)
+                key = charge_key(node_exec, BLOCK)
+                charge = Charge(key, user, cost, BLOCK, node_exec, graph_exec, time, "{}")
                 of_user[user].append((ChargeKind.SETTLE, charge))
             left = 0
             for user, charges in sorted(of_user.items()):
