@@ -27,7 +27,8 @@ class CachedOwnership(CachedCredits):
         with arena.loads.loading(key):
             self._forget(key, graph_exec_id)
             since = arena.write_ring.last_sequence
-            return self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since)
+            low_balance = self._settings.low_balance
+            return self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since, low_balance)
 
     def resume_graph_execution(self, graph_exec_id: str) -> GraphExecution:
         """See ExecutionDataClient."""

@@ -26,7 +26,7 @@ import psycopg
 from shmcache.account_keys import lease_key, part_key, version_key
 from shmcache.arena import Arena, Conflict, CounterTooLow, Transaction
 from shmcache.arena.transaction import Add
-from shmcache.database.leases import Standing, Want, forget_leases, give_credits, take_credits
+from shmcache.database.leases import Standing, Want, give_credits, take_credits
 from shmcache.leased_credits import lasting_until, now, rebase_leases, renew
 
 _SPENDING_SECONDS = 30.0
@@ -46,7 +46,6 @@ class CreditLeases:
         self._low: dict[str, Want] = {}
         self._asked: dict[str, int] = {}
         self._giving: dict[str, tuple[int, int]] = {}
-        self._has_tidied = False
 
     @property
     def interval_seconds(self) -> float:
@@ -84,9 +83,6 @@ class CreditLeases:
         psycopg.Error: what was left is done the next time."""
         if now() >= lasting_until(self._arena) - self._lease_seconds * (0.9 - 1 / _RENEWALS_A_LEASE):
             renew(self._arena, connection, self._lease_seconds)
-        if not self._has_tidied:
-            forget_leases(connection)
-            self._has_tidied = True
         while self._low:
             some = dict(islice(self._low.items(), _AT_ONCE))
             rebase_leases(self._arena, take_credits(connection, self._arena.arena_id, some).values())

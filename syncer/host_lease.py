@@ -3,7 +3,7 @@
 Who leads over the write ring does this too, in a thread: a host whose rows nobody carries has no use of what it owns.
 Where the thread is stopped, or the network is cut, for longer than the lease, others may take the host's graph
 executions. Their rows are refused then (see `database.ownership`); that this host stops working on them, as soon as it
-knows, saves the work only. And it looks after hosts that were lost: what they have not charged is charged here.
+knows, saves the work only. With each renewal it hears of hosts that were lost (`LostHosts`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import psycopg
 from shmcache.arena import Arena
 from shmcache.cached_client import CachedClient
 from shmcache.config import Settings
-from shmcache.database.lost_hosts import make_good
-from shmcache.database.ownership import forget_hosts, owner_of, renew_lease
+from shmcache.database.ownership import owner_of, renew_lease
 from shmcache.database.submissions import cancelled_of_arena
 from shmcache.errors import InvalidValue, NotFound
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES
 from syncer.listening import Listener, listen_url
+from syncer.lost_hosts import LostHosts
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,9 @@ class HostLease(Listener):
     def __init__(self, arena: Arena, database_url: str, settings: Settings) -> None:
         self._arena = arena
         self._lease_seconds = settings.host_lease
-        self._low_balance = settings.low_balance
+        self._lost_hosts = LostHosts(database_url, settings.low_balance)
         self._client = CachedClient(arena, database_url, settings)
         self._left: dict[str, str] = {}
-        self._has_looked = False
         self._turn = threading.Lock()
         super().__init__(listen_url(database_url, settings), "host lease", settings.host_lease / _RENEWALS_A_LEASE)
 
@@ -56,20 +55,14 @@ class HostLease(Listener):
     def stop(self) -> None:
         """End as a Listener does."""
         super().stop()
+        self._lost_hosts.stop()
         self._client.close()
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
-        renew_lease(connection, self._arena.arena_id, self._lease_seconds)
+        if renew_lease(connection, self._arena.arena_id, self._lease_seconds):
+            self._lost_hosts.ask()
         self._note(cancelled_of_arena(connection, self._arena.arena_id), _CANCELLED)
         self._abandon(connection)
-        try:
-            make_good(connection, self._low_balance)
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
-            logger.warning("what lost hosts have not charged is charged later: %s", error)
-            return
-        if not self._has_looked:
-            forget_hosts(connection)
-            self._has_looked = True
 
     def _hear(self, connection: psycopg.Connection[Any], payloads: Sequence[str]) -> None:
         for payload in payloads:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shmcache.config import Settings
 
-# batches, definitions, the host's lease, what that looks up, and for moments the partitions
-_SYNCER = 5
+# batches, definitions, the host's lease, what that looks up, and for moments the partitions and lost hosts
+_SYNCER = 6
 # batches, accounts, callbacks, and what open estimates are looked up by; one to spare while its pool comes up
 _CHARGER = 5
 # what it starts and ends with, and its client's

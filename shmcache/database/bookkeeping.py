@@ -22,6 +22,12 @@ def limit_transactions(connection: psycopg.Connection[Any], seconds: int) -> Non
     connection.execute(statement(connection, "limit_transactions"), {"limit": f"{seconds}s"})
 
 
+def limit_transaction(connection: psycopg.Connection[Any], idle_seconds: int, seconds: int) -> None:
+    """Have the server end the transaction at hand if its client is silent for so long, or if it takes longer in all,
+    where it knows such limits and none are set."""
+    connection.execute(statement(connection, "limit_transaction"), {"idle": f"{idle_seconds}s", "limit": f"{seconds}s"})
+
+
 class Checkpoint(NamedTuple):
     """A leader's epoch, and the sequence up to which the ring is in the database."""
 
@@ -54,10 +60,7 @@ class CheckpointMove:
         self._epoch = epoch
         self._found: tuple[int, int] | None = None
         if is_pooled(connection):
-            connection.execute(
-                statement(connection, "limit_transaction"),
-                {"idle": f"{IDLE_SECONDS}s", "limit": f"{TRANSACTION_SECONDS}s"},
-            )
+            limit_transaction(connection, IDLE_SECONDS, TRANSACTION_SECONDS)
         self._answer = connection.execute(
             statement(connection, "move_checkpoint"),
             {"arena_id": arena_id, "ring": ring, "epoch": epoch, "sequence": sequence},

@@ -38,6 +38,10 @@ Connection = psycopg.Connection[Any]
 ASKING_SECONDS = 2.0
 """How long other hosts are waited for that were asked to give some back."""
 _LOCK_WAIT = "10s"
+_STANDSTILL = "5s"
+"""Who is stopped with an account's row locked is waited for no longer by those that need it."""
+_CHARGES_AHEAD = 16
+"""How many charges a host leases for at least, of an account that others spend too."""
 TURN_SECONDS = 0.2
 """How long is waited at most before looking again: what is told can be missed."""
 
@@ -75,8 +79,8 @@ class Standing(NamedTuple):
 
 
 class Want(NamedTuple):
-    """What a host wants of an account: `least` more than it has, or there is no use; and to have half of what is not
-    spent and not leased by others, or `aim` if that is more. `unspent` is what it has."""
+    """What a host wants of an account: `least` more than it has, or there is no use; and to have `aim`, what it spends
+    in a while. `unspent` is what it has."""
 
     least: int
     unspent: int = 0
@@ -100,8 +104,7 @@ def take_credits(connection: Connection, arena_id: str, wants: Mapping[str, Want
     wants = {id_text(UUID(user).bytes): want for user, want in wants.items()}
     users = sorted(wants)
     with connection.transaction():
-        # Others may have an account's row locked for long.
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_WAIT,))
+        be_brief(connection)
         connection.execute(statement(connection, "lock_accounts"), {"users": plain_array(users)}, prepare=True)
         # step: locked
         standings = read_standings(connection, users, arena_id)
@@ -110,11 +113,8 @@ def take_credits(connection: Connection, arena_id: str, wants: Mapping[str, Want
             standings |= read_standings(connection, lacking, arena_id)
         grants: dict[str, tuple[int, int]] = {}
         for user, each in standings.items():
-            least, unspent, aim = wants[user]
-            free = max(0, each.free)
-            half = -(-(unspent + free) // 2)
-            grant = min(free, max(least, max(aim, half) - unspent, 0))
-            grants[user] = grant, max(0, least - grant)
+            grant = _grant(wants[user], each)
+            grants[user] = grant, max(0, wants[user].least - grant)
         columns = [plain_array(column) for column in zip(*((user, *grants[user]) for user in grants), strict=True)]
         if not columns:
             return {}
@@ -134,6 +134,27 @@ def take_credits(connection: Connection, arena_id: str, wants: Mapping[str, Want
             leased=amount, version=version, reserved=before.reserved + grant, own_wanted=lacks
         )
     return standings
+
+
+def be_brief(connection: Connection) -> None:
+    """Have the transaction at hand not wait for a locked row for long, nor be waited for."""
+    connection.execute(
+        "SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true)",
+        (_LOCK_WAIT, _STANDSTILL),
+    )
+
+
+def _grant(want: Want, standing: Standing) -> int:
+    """Return how much more of an account a host leases.
+
+    Alone, half of what nobody holds. Where others spend it too, only as much as it spends: what a host that is lost has
+    is out of use for long. Before that is known, for some charges, and each time as much again as it has."""
+    free = max(0, standing.free)
+    part = max(want.aim, -(-(want.unspent + free) // 2))
+    if standing.elsewhere:
+        ahead = max(_CHARGES_AHEAD * want.least, standing.leased) if want.least else 0
+        part = max(want.aim, want.unspent + ahead)
+    return min(free, max(want.least, part - want.unspent, 0))
 
 
 def find_free(connection: Connection, user_id: str, amount: int, seconds: float) -> bool:

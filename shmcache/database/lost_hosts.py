@@ -2,69 +2,178 @@
 
 A host's charges go to the ledger after the rows of what they are for; who is lost in between leaves node executions
 that have ended, have a cost, and are not paid. They are settled by the key that the host's own charge has, out of what
-the host has leased of the account: should it come back, and settle them too, that changes nothing.
+the host has leased of the account: should it come back, and settle them too, that changes nothing. What was held for
+executions that have ended is held no longer.
 
-    1  lock     a host whose lease is over and that nobody has looked after yet
-    2  settle   what it owned (or what was taken from it, until then) and has not paid, a batch in a transaction
-    3  note     in the same transaction, where that was all of it
+Whoever takes a graph execution charges for it in the transaction that takes it: no row of the old owner's comes after
+that. What nobody takes, because it has ended or waits for somebody, is looked through a part in a transaction:
+
+    1  wait     for the transaction that the host's syncer may be in: later ones begin anew what is done here (they
+                change the host's row, see `move_checkpoint`)
+    2  lock     the host, if its lease is over, and nothing has changed it since the first part
+    3  settle   what it has not paid of this part
+    4  note     in the transaction of the last part, that this was all
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from datetime import timedelta
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from time import time as now
 from typing import Any
+from uuid import UUID
 
+import msgpack
 import psycopg
 
-from shmcache.database.settlement import settle
+from shmcache.codec import json_text
+from shmcache.database.bookkeeping import IDLE_SECONDS, add_dead_letter, limit_transaction
+from shmcache.database.settlement import Shortfall, settle
 from shmcache.database.statements import statement
 from shmcache.writes import BLOCK, Charge, ChargeKind, charge_key
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 2_000
-_MOST_BATCHES = 3
-_BEFORE = timedelta(hours=1)
-"""What ended longer than that before a lease's end was paid: charges wait for no more than their rows, and a second."""
+_AT_ONCE = 500
+_MOST_SECONDS = 60
+_BEFORE = timedelta(days=1)
+"""Graph executions that ended longer than that before a lease's end were paid: charges wait for no more than their
+rows, and a second. Clocks of hosts may differ by less than that."""
+_PLACES = 1 << 62
+
+Connection = psycopg.Connection[Any]
 
 
-def make_good(connection: psycopg.Connection[Any], low_balance: int = 0) -> int:
-    """Charge what lost hosts have not; return how many charges that were. In autocommit; some now, the rest next time.
+def make_good(connection: Connection, low_balance: int = 0) -> int:
+    """Charge what lost hosts have not; return how many charges that were. In autocommit.
 
     Fees for every so many executions are not made good: nothing says that they were due. Waits for no lock longer than
-    a second, and no statement longer than two: raises psycopg.errors.LockNotAvailable, QueryCanceled then."""
+    a second: a host of which one is held is left to the next time. Raises psycopg.OperationalError."""
     made = 0
-    for _ in range(_MOST_BATCHES):
-        with connection.transaction():
-            # Whoever does this has a lease of its own to renew.
-            connection.execute("SET LOCAL lock_timeout = '1s'")
-            connection.execute("SET LOCAL statement_timeout = '2s'")
-            found = connection.execute(statement(connection, "lock_lost_host")).fetchone()
-            if found is None:
-                return made
-            arena_id, lease_until = found
-            given = {"arena_id": arena_id, "since": lease_until - _BEFORE, "limit": _AT_ONCE}
-            rows = connection.execute(statement(connection, "unpaid_of_host"), given).fetchall()
-            of_user: defaultdict[str, list[tuple[int, Charge]]] = defaultdict(list)
-            for node_exec, graph_exec, user, cost, time in rows:
-                key = charge_key(node_exec, BLOCK)
-                charge = Charge(key, user, cost, BLOCK, node_exec, graph_exec, time, "{}")
-                of_user[user].append((ChargeKind.SETTLE, charge))
-            left = 0
-            for user, charges in sorted(of_user.items()):
-                try:
-                    with connection.transaction():
-                        settle(connection, charges, arena_id=arena_id, low_balance=low_balance)
-                except (psycopg.IntegrityError, psycopg.DataError) as error:
-                    left += len(charges)
-                    logger.warning("%d charges of user %s stay unpaid: %s", len(charges), user, error)
-            made += len(rows) - left
-            # step: charged
-            if len(rows) < _AT_ONCE or left == len(rows):
-                connection.execute(statement(connection, "make_host_good"), {"arena_id": arena_id})
-            # step: noted
-        if rows:
-            logger.warning("host %s was lost: its %d charges are made in its place", arena_id, len(rows) - left)
+    for arena_id, lease_until, renewed_at in connection.execute(statement(connection, "find_lost_hosts")).fetchall():
+        try:
+            made += _make_host_good(connection, arena_id, lease_until, renewed_at, low_balance)
+        except psycopg.errors.LockNotAvailable as error:
+            logger.warning("what host %s has not charged is charged later: %s", arena_id, error)
     return made
+
+
+def charge_execution(connection: Connection, graph_exec_id: str, arena_id: str, low_balance: int = 0) -> int:
+    """Charge what an arena has not of a graph execution that is taken from it in the caller's transaction; return how
+    many charges that were."""
+    return _charge(connection, [graph_exec_id], arena_id, low_balance)
+
+
+def void_lost_holds(connection: Connection) -> int:
+    """Void what is still held by hosts whose leases of credits are over for a day: for executions that nobody ended.
+
+    Returns how many estimates that were. In autocommit. Whoever comes back after all settles them as if it had held
+    nothing. Raises psycopg.OperationalError."""
+    voided = 0
+    while True:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '1s'")
+            limit_transaction(connection, IDLE_SECONDS, _MOST_SECONDS)
+            rows = connection.execute(statement(connection, "lost_holds"), {"limit": _AT_ONCE}).fetchall()
+            settle(
+                connection,
+                [
+                    (ChargeKind.VOID, Charge(key, user, 0, BLOCK, node_exec, graph_exec, 0.0, "{}"))
+                    for key, user, node_exec, graph_exec in rows
+                ],
+            )
+        voided += len(rows)
+        if len(rows) < _AT_ONCE:
+            return voided
+
+
+def _make_host_good(
+    connection: Connection, arena_id: str, lease_until: datetime, renewed_at: datetime, low_balance: int
+) -> int:
+    given = {
+        "arena_id": arena_id, "renewed_at": renewed_at, "since": lease_until - _BEFORE, "after": None,
+        "limit": _AT_ONCE,
+    }  # fmt: skip
+    made = 0
+    is_all = False
+    while not is_all:
+        # step: begun
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '1s'")
+            limit_transaction(connection, IDLE_SECONDS, _MOST_SECONDS)  # accounts are locked in it
+            connection.execute(statement(connection, "lock_checkpoint"), given)
+            if connection.execute(statement(connection, "lock_lost_host"), given).fetchone() is None:
+                break  # it lives, has written something, or another one is at it
+            # step: locked
+            executions = connection.execute(statement(connection, "executions_of_host"), given).fetchall()
+            made += _charge(connection, [id_ for id_, is_late in executions if is_late], arena_id, low_balance)
+            # step: charged
+            is_all = len(executions) < _AT_ONCE
+            if is_all:
+                connection.execute(statement(connection, "make_host_good"), given)
+            else:
+                given["after"] = executions[-1][0]
+            # step: noted
+    if made:
+        logger.warning("host %s was lost: %d charges of it are made in its place", arena_id, made)
+    return made
+
+
+def _charge(connection: Connection, graph_exec_ids: Collection[str], arena_id: str, low_balance: int) -> int:
+    """Charge what is not charged of some graph executions of an arena, in the caller's transaction."""
+    given = {"ids": list(graph_exec_ids), "suffix": charge_key("", BLOCK)}
+    of_user: defaultdict[str, list[Charge]] = defaultdict(list)
+    for node_exec, graph_exec, user, cost, time in connection.execute(statement(connection, "unpaid_of"), given):
+        key = charge_key(node_exec, BLOCK)
+        of_user[user].append(Charge(key, user, cost, BLOCK, node_exec, graph_exec, time, "{}"))
+    made = 0
+    for _, charges in sorted(of_user.items()):
+        refused = _settle(connection, charges, arena_id, low_balance)
+        if refused:
+            refused = [pair for each in charges for pair in _settle(connection, [each], arena_id, low_balance)]
+        for charge, error in refused:
+            _put_aside(connection, charge, arena_id, error)
+        made += len(charges) - len(refused)
+    return made
+
+
+def _settle(
+    connection: Connection, charges: Sequence[Charge], arena_id: str, low_balance: int
+) -> list[tuple[Charge, Exception]]:
+    """Settle charges, all or none; return those that the database refuses, and why."""
+    try:
+        with connection.transaction():
+            items = [(ChargeKind.SETTLE, each) for each in charges]
+            for shortfall in settle(connection, items, arena_id=arena_id, low_balance=low_balance):
+                _tell(connection, shortfall)
+    except (psycopg.IntegrityError, psycopg.DataError) as error:
+        return [(each, error) for each in charges]
+    return []
+
+
+def _tell(connection: Connection, shortfall: Shortfall) -> None:
+    """Say in a graph execution that was not paid for that it was not: whoever goes on with it starts no other node."""
+    assert shortfall.graph_exec_id is not None
+    logger.warning(
+        "charge %s: %d credits of user %s are owed", shortfall.transaction_key, shortfall.owed, shortfall.user_id
+    )
+    stats = {"error": f"insufficient balance: {shortfall.owed} credits of a charge are owed"}
+    told: dict[str, Any] = {
+        "id": shortfall.graph_exec_id,
+        "status": None,
+        "stats": json_text(stats),
+        "time": now(),
+        "allowed": [],
+    }
+    connection.execute(statement(connection, "move_graph_execution"), told)
+
+
+def _put_aside(connection: Connection, charge: Charge, arena_id: str, error: Exception) -> None:
+    """Keep a charge that the database refuses as a dead letter of the host's, once; it never had a place on a ring."""
+    logger.warning("charge %s of a lost host is refused, and a dead letter: %s", charge.transaction_key, error)
+    assert charge.node_exec_id is not None
+    place = -1 - UUID(charge.node_exec_id).int % _PLACES
+    payload = msgpack.packb(charge)
+    add_dead_letter(connection, arena_id, "charge", place, ChargeKind.SETTLE, payload, error)

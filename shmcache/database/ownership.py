@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from shmcache.database.leases import be_brief
+from shmcache.database.lost_hosts import charge_execution
 from shmcache.database.statements import statement
 from shmcache.errors import InvalidValue, NotFound, NotOwner
 from shmcache.identifiers import id_bytes
@@ -34,9 +36,11 @@ class Owner(NamedTuple):
     since: int
 
 
-def renew_lease(connection: Connection, arena_id: str, seconds: float) -> None:
-    """Say that a host lives, and that nobody is to take what it owns for some time."""
-    connection.execute(statement(connection, "renew_host"), {"arena_id": arena_id, "seconds": seconds})
+def renew_lease(connection: Connection, arena_id: str, seconds: float) -> bool:
+    """Say that a host lives, and that nobody is to take what it owns for some time; return whether there are hosts that
+    were lost and are not made good (`database.lost_hosts`)."""
+    row = connection.execute(statement(connection, "renew_host"), {"arena_id": arena_id, "seconds": seconds}).fetchone()
+    return row is not None and bool(row[0])
 
 
 def release_lease(connection: Connection, arena_id: str) -> None:
@@ -62,16 +66,17 @@ def owner_of(connection: Connection, graph_exec_id: str) -> tuple[str, int] | No
     return None if found is None else (found[0], found[1])
 
 
-def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) -> int:
+def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int, low_balance: int = 0) -> int:
     """Make an arena the owner of a graph execution; return the token. Asking again gives the same one.
 
     One that is taken from another counts it in its statistics (`lost_hosts`), and its node executions that are RUNNING
-    count an attempt (`lost_attempts`). `since` is how far the arena's write ring reaches. Waits for the old owner's
-    transaction, if it is just in one.
+    count an attempt (`lost_attempts`); those that have ended and are not charged are charged. `since` is how far the
+    arena's write ring reaches. Waits for the old owner's transaction, if it is just in one.
     Raises NotOwner while the owner's lease lasts, NotFound."""
     given = {"id": graph_exec_id, "arena_id": arena_id, "since": since}
     for _ in range(_MOST_TRIES):
         with connection.transaction():
+            be_brief(connection)
             found = connection.execute(statement(connection, "load_owner"), given).fetchone()
             if found is None:
                 row = connection.execute(statement(connection, "own_unowned"), given).fetchone()
@@ -92,6 +97,8 @@ def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int) 
             ).fetchone()
             # step: taken
             if row is not None:
+                charge_execution(connection, graph_exec_id, owner, low_balance)
+                # step: charged
                 # Before anybody loads it: what ran there was an attempt, also where nobody there lives to count it.
                 connection.execute(statement(connection, "count_lost_attempts"), given)
                 connection.execute(statement(connection, "count_lost_host"), given)

@@ -336,7 +336,7 @@ def test_a_host_that_hardly_spends_an_account_which_others_spend_gives_its_lease
 ) -> None:
     one, two = make_host(), make_host()
     one.client.get_credits(user)
-    two.client.get_credits(user)
+    two.client.spend_credits(user, 1)
     quick = one._replace(settings=one.settings.model_copy(update={"account_interval": 0.05}))
     with charging(quick):
         wait_for(lambda: leased(connection, user, one) == 0)

@@ -12,13 +12,17 @@ import pytest
 from shmcache.database import lost_hosts, queries
 from shmcache.database.audit import find_differences
 from shmcache.database.connection import connect
+from shmcache.database.dead_letters import list_dead_letters
 from shmcache.database.lost_hosts import make_good
 from shmcache.database.ownership import forget_hosts, release_lease, renew_lease
 from shmcache.records import ExecutionStatus, NodeExecution
+from syncer.lost_hosts import LostHosts
+from syncer.replay import replay
 from tests import kill_points
 from tests.integration.charging import (
     PER_BYTE,
     PER_RUN,
+    PER_SECOND,
     begin,
     open_account,
     priced_graph,
@@ -114,21 +118,161 @@ def test_what_was_charged_before_is_not_charged_again(
     assert len(before) == 3
 
 
-def test_what_was_taken_over_is_charged_for_what_the_lost_host_did_and_the_new_one_charges_its_own(
+def test_what_is_taken_over_is_charged_for_what_each_lost_host_did_and_the_last_one_charges_its_own(
     lost: Host, run: str, user: str, connection: Connection, database_url: str, make_host: Callable[..., Host]
 ) -> None:
-    two = make_host("two")
-    done = do(lost, run)
+    others = [make_host(name) for name in ("two", "three")]
+    hosts = [lost, *others]
+    done: list[NodeExecution] = []
+    for number, host in enumerate(hosts):
+        if number:
+            host.client.take_graph_execution(run)
+            assert ledger(connection, user) == sorted((f"{each.id}:block", 3) for each in done)
+        done.append(do(host, run))
+        host.sync()
+        live(connection, host)
+    assert make_good(connection) == 1
+    expected = sorted((f"{each.id}:block", 3) for each in done)
+    assert ledger(connection, user) == expected
+    for host in hosts:
+        settle_now(host.arena, database_url, host.settings)
+    assert ledger(connection, user) == expected
+    assert find_differences(connection)[1] == []
+
+
+def test_a_host_whose_clock_is_ahead_is_charged_for_all_the_same(
+    lost: Host, run: str, user: str, connection: Connection, make_host: Callable[..., Host]
+) -> None:
+    ended = [do(lost, run) for _ in range(2)]
+    lost.sync()
+    connection.execute("UPDATE node_executions SET ended_at = ended_at + interval '3 hours'")
+    live(connection, lost)
+    make_host("two").client.take_graph_execution(run)
+    assert ledger(connection, user) == sorted((f"{each.id}:block", 3) for each in ended)
+
+
+def test_what_the_account_cannot_pay_is_owed_and_the_next_host_starts_nothing_more(
+    lost: Host, run: str, user: str, connection: Connection, make_host: Callable[..., Host]
+) -> None:
+    do(lost, run)
+    lost.sync()
+    connection.execute("DELETE FROM credit_leases")
+    connection.execute("UPDATE accounts SET balance = 1, opening_balance = 1")
+    live(connection, lost)
+    found = make_host("two").client.resume_graph_execution(run)
+    assert found.stats["error"] == "insufficient balance: 2 credits of a charge are owed"
+    account = queries.load_account(connection, user)
+    assert account is not None
+    assert (account.balance, account.debt) == (0, 2)
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_what_was_held_for_an_execution_that_cost_nothing_is_held_no_longer(
+    lost: Host, run: str, user: str, connection: Connection, database_url: str, make_host: Callable[..., Host],
+    is_taken: bool,
+) -> None:  # fmt: skip
+    execution = queued(lost.client, run, PER_SECOND)
+    begin(lost.client, execution)
+    settle_now(lost.arena, database_url, lost.settings)
+    lost.client.update_node_execution_status(execution.id, S.COMPLETED, None, {"seconds": 0})
+    assert lost.client.get_node_execution(execution.id).stats["cost"] == 0
+    lost.sync()
+    before = queries.load_account(connection, user)
+    assert before is not None
+    assert before.held > 0
+    live(connection, lost)
+    if is_taken:
+        make_host("two").client.take_graph_execution(run)
+    else:
+        assert make_good(connection) == 1
+    after = queries.load_account(connection, user)
+    assert after is not None
+    assert (after.held, after.balance) == (0, 1_000)
+    assert find_differences(connection)[1] == []
+
+
+def test_a_charge_that_is_refused_is_a_dead_letter_and_the_others_are_made(
+    lost: Host, run: str, user: str, connection: Connection
+) -> None:
+    done = [do(lost, run) for _ in range(3)]
     lost.sync()
     live(connection, lost)
-    two.client.take_graph_execution(run)
-    own = do(two, run)
-    two.sync()
-    live(connection, two, 60.0)
+    connection.execute(
+        f"ALTER TABLE ledger ADD CONSTRAINT poison CHECK (transaction_key <> '{done[1].id}:block')".encode()
+    )
+    assert make_good(connection) == 2
+    assert is_made_good(connection, lost)
+    assert ledger(connection, user) == sorted((f"{each.id}:block", 3) for each in (done[0], done[2]))
+    connection.execute("ALTER TABLE ledger DROP CONSTRAINT poison")
+    (letter,) = list_dead_letters(connection)
+    assert (letter.ring, letter.arena_id) == ("charge", lost.arena.arena_id)
+    assert "poison" in letter.error
+    assert replay(connection, [letter.id]).written == [letter.id]
+    assert ledger(connection, user) == sorted((f"{each.id}:block", 3) for each in done)
+
+
+def test_what_comes_late_of_a_host_that_was_made_good_is_charged_too(
+    lost: Host, run: str, user: str, connection: Connection
+) -> None:
+    live(connection, lost)
+    assert make_good(connection) == 0
+    assert is_made_good(connection, lost)
+    done = do(lost, run)
+    lost.sync()  # its syncer was stopped, and is lost before it says that it lives
     assert make_good(connection) == 1
     assert ledger(connection, user) == [(f"{done.id}:block", 3)]
-    settle_now(two.arena, database_url, two.settings)
-    assert ledger(connection, user) == sorted([(f"{done.id}:block", 3), (f"{own.id}:block", 3)])
+
+
+def test_a_host_is_looked_through_in_parts_and_again_if_it_writes_meanwhile(
+    lost: Host, user: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_hosts, "_AT_ONCE", 2)
+    runs = [lost.client.create_graph_execution(priced_graph()[0].id, user).id for _ in range(5)]
+    done = [do(lost, run) for run in runs]
+    lost.sync()
+    live(connection, lost)
+    seen: list[str] = []
+
+    def write_late(step: str) -> None:
+        if step == "begun":
+            seen.append(step)
+        if seen == ["begun", "begun"]:  # the first part is looked through
+            seen.append("written")
+            done.append(do(lost, runs[0]))
+            lost.sync()
+
+    kill_points.arm(lost_hosts, write_late)
+    try:
+        assert make_good(connection) < 5
+    finally:
+        kill_points.disarm(lost_hosts)
+    assert not is_made_good(connection, lost)
+    make_good(connection)
+    assert is_made_good(connection, lost)
+    assert ledger(connection, user) == sorted((f"{each.id}:block", 3) for each in done)
+
+
+def test_what_is_over_for_a_day_is_forgotten_by_who_leads(
+    lost: Host, run: str, user: str, connection: Connection, database_url: str
+) -> None:
+    execution = queued(lost.client, run, PER_BYTE)
+    begin(lost.client, execution)
+    settle_now(lost.arena, database_url, lost.settings)
+    lost.sync()
+    live(connection, lost, -100_000.0)
+    keeper = LostHosts(database_url, 0)
+    try:
+        keeper.ask()
+        wait_for(lambda: connection.execute("SELECT FROM hosts").fetchone() is None)
+        assert connection.execute("SELECT FROM holds").fetchone() is not None, "its leases of credits last"
+        connection.execute("UPDATE credit_hosts SET lease_until = lease_until - interval '2 days'")
+        keeper.ask()
+        wait_for(lambda: connection.execute("SELECT FROM credit_leases").fetchone() is None)
+    finally:
+        keeper.stop()
+    account = queries.load_account(connection, user)
+    assert account is not None
+    assert (account.balance, account.held) == (1_000, 0)
     assert find_differences(connection)[1] == []
 
 

@@ -1,5 +1,3 @@
-SELECT arena_id::text, lease_until FROM hosts
-WHERE lease_until < clock_timestamp() AND NOT made_good
-ORDER BY lease_until
-LIMIT 1
+SELECT FROM hosts
+WHERE arena_id = %(arena_id)s AND renewed_at = %(renewed_at)s AND lease_until < clock_timestamp() AND NOT made_good
 FOR UPDATE SKIP LOCKED
