@@ -340,7 +340,30 @@ def test_a_host_that_hardly_spends_an_account_which_others_spend_gives_its_lease
     quick = one._replace(settings=one.settings.model_copy(update={"account_interval": 0.05}))
     with charging(quick):
         wait_for(lambda: leased(connection, user, one) == 0)
-    assert two.client.spend_credits(user, OPENING) == 0
+    assert two.client.spend_credits(user, OPENING - 1) == 0
+
+
+def test_hosts_that_are_lost_one_after_another_leave_credits_for_the_next_one(
+    make_host: Callable[..., Host], user: str, connection: Connection
+) -> None:
+    hosts = [make_host() for _ in range(12)]
+    for each in hosts:
+        each.client.spend_credits(user, 1)
+    assert leased(connection, user, hosts[0]) == 500, "it was alone"
+    assert leased(connection, user, hosts[-1]) == 16
+    assert make_host().client.spend_credits(user, 250) > 0
+
+
+def test_of_an_account_that_others_spend_a_host_leases_twice_as_much_each_time_that_it_has_too_little(
+    make_host: Callable[..., Host], user: str, connection: Connection
+) -> None:
+    make_host().client.get_credits(user)
+    host = make_host()
+    amounts = []
+    for _ in range(64):
+        host.client.spend_credits(user, 1)
+        amounts.append(leased(connection, user, host))
+    assert sorted(set(amounts)) == [16, 32, 64]
 
 
 def test_a_host_that_died_whole_loses_its_lease_when_that_has_run_out(
