@@ -12,23 +12,27 @@ from shmcache.records import FINAL_STATUSES, GraphExecution
 class CachedOwnership(CachedCredits):
     """The part of the cached client that takes graph executions.
 
-    1  look      whose is it? If it is this host's: nothing is to be done
+    1  look      if the arena has some of it: is it this host's? Then nothing is to be done
     2  forget    what the arena has of it; nobody loads it meanwhile           death: it is loaded again
-    3  take      one transaction in the database                               death before: as 2; after: it is ours
+    3  take      and load, in one transaction in the database                  death before: as 2; after: it is ours
+    4  fill      the arena has it as it was taken                              death: it is loaded by who needs it
     """
 
     def take_graph_execution(self, graph_exec_id: str) -> int:
         """See ExecutionDataClient."""
         key = id_bytes(graph_exec_id)
         arena = self._arena
-        owner = self._backing.load(ownership.owner_of, graph_exec_id)
+        owner = self._backing.load(ownership.owner_of, graph_exec_id) if arena.has_entry(key) else None
         if owner is not None and owner[0] == arena.arena_id:
             return owner[1]
         with arena.loads.loading(key):
             self._forget(key, graph_exec_id)
             since = arena.write_ring.last_sequence
             low_balance = self._settings.low_balance
-            return self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since, low_balance)
+            taken = self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since, low_balance)
+            if taken.record is not None:
+                self._records.fill_family(taken.record, taken.executions)
+        return taken.token
 
     def resume_graph_execution(self, graph_exec_id: str) -> GraphExecution:
         """See ExecutionDataClient."""

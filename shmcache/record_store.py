@@ -285,6 +285,25 @@ class RecordStore:
             executions = self._backing.load(queries.load_node_executions, graph_exec_id)
         finally:
             self.at_hand.pending = outer
+        self._fill_groups(graph_exec_id, key, executions)
+
+    def fill_family(self, record: GraphExecution, executions: Iterable[NodeExecution]) -> None:
+        """Bring a graph execution into the arena with all its executions, as they were loaded.
+
+        For who holds `Arena.loads` of it, and nobody has it in the arena. If there is no room it is loaded when it is
+        needed."""
+        key = id_bytes(record.id)
+        fill = Transaction()
+        fill.rely_on(key, 0)
+        fill.operations.append(Put(key, encode(record)))
+        try:
+            self._arena.commit(fill)
+            self._arena.count(Counter.FILLS)
+            self._fill_groups(record.id, key, executions)
+        except (ArenaFull, Conflict):
+            return
+
+    def _fill_groups(self, graph_exec_id: str, key: bytes, executions: Iterable[NodeExecution]) -> None:
         groups: dict[str, list[NodeExecution]] = {}
         for execution in executions:
             groups.setdefault(execution.node_id, []).append(execution)

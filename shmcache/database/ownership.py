@@ -17,9 +17,11 @@ import psycopg
 
 from shmcache.database.leases import be_brief
 from shmcache.database.lost_hosts import charge_execution
+from shmcache.database.queries import load_graph_execution, load_node_executions
 from shmcache.database.statements import statement
 from shmcache.errors import InvalidValue, NotFound, NotOwner
 from shmcache.identifiers import id_bytes
+from shmcache.records import GraphExecution, NodeExecution
 from shmcache.writes import Charge, GraphExecutionWrite, NodeExecutionWrite, Write
 
 Connection = psycopg.Connection[Any]
@@ -66,8 +68,17 @@ def owner_of(connection: Connection, graph_exec_id: str) -> tuple[str, int] | No
     return None if found is None else (found[0], found[1])
 
 
-def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int, low_balance: int = 0) -> int:
-    """Make an arena the owner of a graph execution; return the token. Asking again gives the same one.
+class Taken(NamedTuple):
+    """A graph execution as it was when it was taken: the token, and all that is in the database of it. `record` is None
+    where it was the taker's before."""
+
+    token: int
+    record: GraphExecution | None
+    executions: list[NodeExecution]
+
+
+def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int, low_balance: int = 0) -> Taken:
+    """Make an arena the owner of a graph execution, and load that. Asking again gives the same token.
 
     One that is taken from another counts it in its statistics (`lost_hosts`), and its node executions that are RUNNING
     count an attempt (`lost_attempts`); those that have ended and are not charged are charged. `since` is how far the
@@ -78,32 +89,40 @@ def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int, 
         with connection.transaction():
             be_brief(connection)
             found = connection.execute(statement(connection, "load_owner"), given).fetchone()
+            if found is not None and found[0] == arena_id:
+                return Taken(int(found[1]), None, [])
             if found is None:
                 row = connection.execute(statement(connection, "own_unowned"), given).fetchone()
-                if row is not None:
-                    return int(row[0])
-                if connection.execute("SELECT FROM graph_executions WHERE id = %(id)s", given).fetchone() is None:
-                    raise NotFound("graph execution", graph_exec_id)
-                continue
-            owner, token, seconds = found
-            if owner == arena_id:
-                return int(token)
-            if seconds > 0:
-                raise NotOwner(graph_exec_id, owner, token, seconds)
-            connection.execute(statement(connection, "note_taking"), {"arena_id": owner})
-            # step: shut
-            row = connection.execute(
-                statement(connection, "take_graph_execution"), {**given, "from": owner, "token": token}
-            ).fetchone()
-            # step: taken
+            else:
+                row = _take_from(connection, given, found, low_balance)
             if row is not None:
-                charge_execution(connection, graph_exec_id, owner, low_balance)
-                # step: charged
-                # Before anybody loads it: what ran there was an attempt, also where nobody there lives to count it.
-                connection.execute(statement(connection, "count_lost_attempts"), given)
-                connection.execute(statement(connection, "count_lost_host"), given)
-                return int(row[0])
-    raise NotOwner(graph_exec_id, owner, token)
+                record = load_graph_execution(connection, graph_exec_id)
+                return Taken(int(row[0]), record, load_node_executions(connection, graph_exec_id))
+            if found is None and load_graph_execution(connection, graph_exec_id) is None:
+                raise NotFound("graph execution", graph_exec_id)
+    raise NotOwner(graph_exec_id, *(owner_of(connection, graph_exec_id) or ("", 0)))
+
+
+def _take_from(
+    connection: Connection, given: dict[str, Any], found: tuple[str, int, float], low_balance: int
+) -> tuple[int] | None:
+    """Take a graph execution from a host that is lost; return the new token, None if another was quicker."""
+    owner, token, seconds = found
+    if seconds > 0:
+        raise NotOwner(given["id"], owner, token, seconds)
+    connection.execute(statement(connection, "note_taking"), {"arena_id": owner})
+    # step: shut
+    row = connection.execute(
+        statement(connection, "take_graph_execution"), {**given, "from": owner, "token": token}
+    ).fetchone()
+    # step: taken
+    if row is not None:
+        charge_execution(connection, given["id"], owner, low_balance)
+        # step: charged
+        # Before anybody loads it: what ran there was an attempt, also where nobody there lives to count it.
+        connection.execute(statement(connection, "count_lost_attempts"), given)
+        connection.execute(statement(connection, "count_lost_host"), given)
+    return row
 
 
 def lost(

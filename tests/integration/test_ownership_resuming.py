@@ -286,3 +286,38 @@ def test_no_charge_is_settled_before_the_rows_of_what_it_is_for(
     finally:
         arena.unlink()
         arena.close()
+
+
+def test_what_is_taken_is_in_the_arena_as_it_was(make_host: Callable[..., Host], connection: Connection) -> None:
+    one, two = make_host("one"), make_host("two")
+    user = new_id()
+    queries.create_account(connection, user, 1_000)
+    run = start(one, user)
+    take(one, WorkKind.RUN)
+    one.sync()
+    two.client.resume_graph_execution(run)
+    waits = two.arena.counter_totals()["blocking_db_operations"]
+    seen = two.client.get_node_executions(run)
+    assert [each.status for each in seen] == [S.COMPLETED, S.QUEUED]
+    assert seen == queries.load_node_executions(connection, run)
+    assert two.client.get_graph_execution(run) == queries.load_graph_execution(connection, run)
+    assert two.arena.counter_totals()["blocking_db_operations"] == waits
+
+
+def test_one_that_was_submitted_runs_without_a_word_to_the_database_once_it_is_taken(
+    make_host: Callable[..., Host], connection: Connection
+) -> None:
+    host = make_host("one")
+    user = new_id()
+    queries.create_account(connection, user, 1_000)
+    host.client.get_credits(user)
+    for node_id in (SOURCE, SINK):
+        host.client.get_node(node_id)
+    run = submissions.submit(connection, GRAPH, user, queue="any")
+    host.client.resume_graph_execution(run)
+    waits = host.arena.counter_totals()["blocking_db_operations"]
+    manager = Manager(host.client, lambda: False, 1)
+    while (work := host.client.take_work(0.0)) is not None:
+        manager.do(work)
+    assert host.client.get_graph_execution(run).status is S.COMPLETED
+    assert host.arena.counter_totals()["blocking_db_operations"] == waits

@@ -313,7 +313,7 @@ def test_a_graph_execution_of_theirs_is_one_host_s(
     with pytest.raises(NotOwner):
         ownership.take(connection, run, other, 0)
     ownership.renew_lease(connection, arena.arena_id, -1)
-    assert ownership.take(connection, run, other, 0) == 2
+    assert ownership.take(connection, run, other, 0).token == 2
     rows = [(1, OutputWrite(step, 0, "value", "1", 1.0)), (2, OutputWrite(new_id(), 0, "value", "1", 1.0))]
     assert list(ownership.lost(connection, arena.arena_id, rows, lock=True)) == [1]
 
