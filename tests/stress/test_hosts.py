@@ -223,6 +223,12 @@ def test_hosts_that_are_lost_or_cut_off_under_load_lose_and_double_nothing(made:
             "seconds after the lease until taken": sorted(each for each in taken if each is not None),
             "taken from another host": count(connection, "SELECT count(*) FROM owners WHERE taken_from IS NOT NULL"),
             "dead letters": count(connection, "SELECT count(*) FROM dead_letters"),
+            "errors": dict(
+                connection.execute(
+                    "SELECT coalesce(stats->>'error', status), count(*) FROM graph_executions"
+                    " WHERE status <> 'COMPLETED' GROUP BY 1 ORDER BY 2 DESC LIMIT 5"
+                )
+            ),
         }
     print(json.dumps({**figures, **found}))  # noqa: T201 - the long run's report
     assert {name: number for name, number in found.items() if number} == {}
@@ -231,10 +237,13 @@ def test_hosts_that_are_lost_or_cut_off_under_load_lose_and_double_nothing(made:
 
 @pytest.mark.skipif("HOST_SPEED" not in os.environ, reason="a measurement: HOST_SPEED=30 is how many seconds of each")
 def test_three_hosts_beside_one(made: Ground) -> None:
-    """Prints what one host does of blocks of 50 ms, and three, and what they ask of the database."""
+    """Prints what one host does of blocks of 50 ms, and three, and what they ask of the database.
+
+    HOST_BLOCK=0 has the blocks take no time: then of interest is what busy hosts ask of the database.
+    HOST_NODES is how many a graph has."""
     seconds = float(os.environ["HOST_SPEED"])
     concurrency = 4
-    load = Load(made, 0, nodes=100)
+    load = Load(made, 0, nodes=int(os.environ.get("HOST_NODES", "100")))
     found: list[tuple[float, float]] = []
     for hosts in ((1,), (2, 3)):
         for number in hosts:
