@@ -6,7 +6,9 @@ import datetime
 import json
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -39,7 +41,7 @@ from syncer.partition_keeper import PartitionKeeper
 from tests import kill_points
 from tests.integration.charging import open_account, standing, wait_for
 from tests.integration.test_clients import small_graph
-from tests.integration.test_partitions import LONG_AGO, add_run, id_of, month_before, parts_of
+from tests.integration.test_partitions import LONG_AGO, add_run, bound, id_of, month_before, parts_of
 from tests.unit.arena_state import die, run_in_child
 from tools.cli import cli
 
@@ -323,6 +325,64 @@ def test_of_hosts_that_do_it_at_once_one_does(connection: Connection, database_u
         other.execute("SELECT pg_advisory_xact_lock(%s)", (partitions._LOCK,))
         done = tidy_ledger(connection, 60)
         assert (done.dropped, done.kept[0].reason) == ([], "another host is about it")
+
+
+def test_who_settles_is_in_no_deadlock_with_who_makes_and_drops_months(
+    connection: Connection, database_url: str, user: str
+) -> None:
+    users = sorted([user, *(open_account(database_url, OPENING) for _ in range(3))])
+    connection.execute("DROP TABLE ledger_before")
+    last = months(connection, LEDGER)[-1].tables()[0]
+    failed: list[psycopg.Error] = []
+    settled = 0
+    is_over = threading.Event()
+
+    def settle_on() -> None:
+        nonlocal settled
+        with connect(database_url, application_name="test") as mine:
+            while not is_over.is_set():
+                now = datetime.datetime.now(datetime.UTC)
+                try:
+                    pay(mine, *(charge_of(each, key_of(now), 1) for each in users))
+                    top_up(mine, users[settled % 4], 1, f"card {new_id()}")
+                except psycopg.Error as error:
+                    failed.append(error)
+                settled += 1
+
+    def change(sql: str) -> None:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '500ms'")
+            connection.execute(sql.encode())
+
+    def patiently(work: Callable[[], object]) -> None:
+        while True:
+            try:
+                work()
+                return
+            except psycopg.errors.LockNotAvailable:
+                pass
+
+    settling = [threading.Thread(target=settle_on) for _ in range(2)]
+    for thread in settling:
+        thread.start()
+    try:
+        for month in range(1, 9):
+            starts = datetime.datetime(2021, month, 1, tzinfo=datetime.UTC)
+            ends = datetime.datetime(2021, month + 1, 1, tzinfo=datetime.UTC)
+            limits = f"FROM ('{bound(starts)}') TO ('{bound(ends)}')"
+            patiently(partial(change, f"CREATE TABLE ledger_2021_{month} PARTITION OF ledger FOR VALUES {limits}"))
+            pay(connection, *(charge_of(each, key_of(starts)) for each in users))
+            patiently(lambda: tidy_ledger(connection, 60))
+            patiently(partial(change, f"DROP TABLE {last}"))
+            patiently(lambda: tidy(connection, 0))
+    finally:
+        is_over.set()
+        for thread in settling:
+            thread.join()
+    assert failed == []
+    assert settled > 8
+    assert [each.tables()[0] for each in months(connection, LEDGER)][-1] == last
+    assert_sound(connection)
 
 
 @pytest.mark.parametrize("step", kill_points.steps_of(ledger_months))
