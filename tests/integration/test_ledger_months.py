@@ -131,14 +131,29 @@ def test_a_key_is_looked_for_where_it_is_and_nowhere_else(connection: Connection
         for each in node.get("Plans", ()):
             yield from read(each)
 
-    for name, parameter, value in (("settled_keys", "keys", f"'{{{key}}}'"), ("load_transaction", "key", f"'{key}'")):
-        sql = statement(connection, name).decode().replace(f"%({parameter})s", "$1")
+    for name, parameters, value in (
+        ("settled_keys", ("keys", "first", "last"), f"'{{{key}}}', '{key}', '{key}'"),
+        ("load_transaction", ("key",), f"'{key}'"),
+    ):
+        sql = statement(connection, name).decode()
+        for place, parameter in enumerate(parameters, 1):
+            sql = sql.replace(f"%({parameter})s", f"${place}")
         connection.execute(f"PREPARE {name} AS {sql}".encode())
         for mode in ("force_custom_plan", "force_generic_plan"):
             connection.execute(f"SET plan_cache_mode = {mode}".encode())
             row = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE {name} ({value})".encode()).fetchone()
             assert row is not None
             assert set(read(row[0][0]["Plan"])) == {"ledger_before"}, (name, mode)
+
+
+def test_an_account_that_the_ledger_names_is_not_deleted(connection: Connection, database_url: str, user: str) -> None:
+    idle = open_account(database_url, OPENING)
+    pay(connection, charge_of(user, key_of(LONG_AGO)))
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match="still has rows in the ledger"):
+        connection.execute("DELETE FROM accounts")
+    connection.execute("DELETE FROM accounts WHERE user_id = %s", (idle,))
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match=f"no account {idle}"):
+        pay(connection, charge_of(idle, key_of(LONG_AGO)))
 
 
 def test_months_are_made_ahead_with_those_of_the_executions(connection: Connection, user: str) -> None:
