@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from shmcache.cached_credits import CachedCredits
-from shmcache.database import ownership, submissions
+from shmcache.database import ownership
 from shmcache.errors import StillAtWork
+from shmcache.execution_data_client import WorkKind
 from shmcache.identifiers import id_bytes
 from shmcache.records import FINAL_STATUSES, GraphExecution
 
@@ -20,11 +21,24 @@ class CachedOwnership(CachedCredits):
 
     def take_graph_execution(self, graph_exec_id: str) -> int:
         """See ExecutionDataClient."""
+        return self._take(graph_exec_id).token
+
+    def resume_graph_execution(self, graph_exec_id: str) -> GraphExecution:
+        """See ExecutionDataClient."""
+        taken = self._take(graph_exec_id)
+        execution = self.get_graph_execution(graph_exec_id)
+        if execution.status not in FINAL_STATUSES:
+            if taken.is_cancelled and "error" not in execution.stats:
+                execution = self.update_graph_execution_stats(graph_exec_id, None, {"error": "cancelled"})
+            self.put_work(WorkKind.START, graph_exec_id, graph_exec_id)
+        return execution
+
+    def _take(self, graph_exec_id: str) -> ownership.Taken:
         key = id_bytes(graph_exec_id)
         arena = self._arena
         owner = self._backing.load(ownership.owner_of, graph_exec_id) if arena.has_entry(key) else None
         if owner is not None and owner[0] == arena.arena_id:
-            return owner[1]
+            return ownership.Taken(owner[1])
         with arena.loads.loading(key):
             self._forget(key, graph_exec_id)
             since = arena.write_ring.last_sequence
@@ -32,18 +46,7 @@ class CachedOwnership(CachedCredits):
             taken = self._backing.load(ownership.take, graph_exec_id, arena.arena_id, since, low_balance)
             if taken.record is not None:
                 self._records.fill_family(taken.record, taken.executions)
-        return taken.token
-
-    def resume_graph_execution(self, graph_exec_id: str) -> GraphExecution:
-        """See ExecutionDataClient."""
-        execution = super().resume_graph_execution(graph_exec_id)
-        if (
-            execution.status not in FINAL_STATUSES
-            and "error" not in execution.stats
-            and self._backing.load(submissions.is_cancelled, graph_exec_id)
-        ):
-            return self.update_graph_execution_stats(graph_exec_id, None, {"error": "cancelled"})
-        return execution
+        return taken
 
     def _forget(self, key: bytes, graph_exec_id: str) -> None:
         arena = self._arena

@@ -68,7 +68,7 @@ _BATCH_ENTRIES = 3_000
 """As many users may be charged in a batch: what is released for them is one commit, which has its limit."""
 _BATCH_BYTES = 8 << 20
 _HANG_SECONDS = 60.0
-_INTERVAL_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 _LEAST_SECONDS = 0.2
 """The least time between two readings of accounts that others have changed."""
 _ROWS_SECONDS = 0.5
@@ -98,7 +98,7 @@ class ChargePool(RingConsumer):
     ) -> None:
         super().__init__(
             arena, arena.charge_ring, database_url, settings,
-            interval_seconds=min(_INTERVAL_SECONDS, settings.sync_interval),
+            interval_seconds=settings.sync_interval,
             batch_entries=_BATCH_ENTRIES, batch_bytes=_BATCH_BYTES,
         )  # fmt: skip
         self._hang_seconds = hang_seconds
@@ -111,6 +111,7 @@ class ChargePool(RingConsumer):
         self._holds: dict[str, OpenHold] | None = None
         self._stale: set[str] = set()
         self._behind = 0
+        self._awaits_rows = False
         self._read_all_at = 0.0
         self._read_again_at = 0.0
         self._looked_at = 0.0
@@ -152,6 +153,7 @@ class ChargePool(RingConsumer):
 
     def _take(self, after: int) -> Sequence[Entry]:
         self._behind = after
+        self._awaits_rows = False
         entries = super()._take(after)
         if entries and self._rows_first and self._is_staying:
             rows = self._arena.write_ring
@@ -159,6 +161,7 @@ class ChargePool(RingConsumer):
             if rows.committed_sequence < wanted:
                 rows.request_drain()
                 if not rows.wait_committed(wanted, _ROWS_SECONDS):
+                    self._awaits_rows = True
                     return ()
         return entries
 
@@ -273,7 +276,7 @@ class ChargePool(RingConsumer):
     # Between batches
 
     def _next_look_seconds(self) -> float:
-        seconds = min(self._interval_seconds, self._leases.interval_seconds)
+        seconds = min(_LOOK_SECONDS, self._interval_seconds, self._leases.interval_seconds)
         return min(seconds, max(0.0, self._read_again_at - time.monotonic())) if self._stale else seconds
 
     def _look_around(self) -> bool:
@@ -286,7 +289,7 @@ class ChargePool(RingConsumer):
             if given:  # it pays debt
                 self._stale |= given
                 self._refresh(at_once=True)
-            return self._close_holds()
+            return self._close_holds() or self._awaits_rows
         except self.passing as error:
             logger.debug("accounts and holds are looked after later: %s", one_line(error))
             self._read_all_at = 0.0
@@ -328,7 +331,7 @@ class ChargePool(RingConsumer):
             self._holds = {
                 each.transaction_key: each for each in load_open_holds(self._connected(), self._arena.arena_id)
             }
-        elif now < self._looked_at + _INTERVAL_SECONDS:
+        elif now < self._looked_at + _LOOK_SECONDS:
             return False
         self._looked_at = now
         return bool(self._holds and close_left_holds(self._arena, self._client, self._holds.values()))

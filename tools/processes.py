@@ -10,7 +10,7 @@ before it was up, again and again, while none of its role has lived for a second
 A child that is stopped (SIGSTOP) leads on, and nothing of its kind goes on without it; or it holds a lock, and nobody
 at all goes on. The kernel tells its parent; after a while it is killed, and then another one is started like after any
 death. With a lock that is after an instant: its work is done again by another, while all others would wait. So it is
-with one that leads while the ring that it should drain fills up: before it is full and its writers wait.
+with one that leads while somebody waits for what it should drain, or the ring fills up: before writers wait for room.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class _Delayed(NamedTuple):
 class Processes:
     """The children of a supervisor.
 
-    One that leads may be stopped for `stopped_seconds`, one that holds a lock of the arena, or leads while a ring fills
-    up, for an instant; None: all of them for ever. The supervisor itself waits no longer than that for a lock, so as to
-    be there to free it."""
+    One that leads may be stopped for `stopped_seconds`, one that holds a lock of the arena, or leads while a ring is
+    waited for or fills up, for an instant; None: all of them for ever. The supervisor itself waits no longer than that
+    for a lock, so as to be there to free it."""
 
     def __init__(self, arena: Arena, stopped_seconds: float | None = None) -> None:
         self._arena = arena
@@ -235,8 +235,9 @@ class Processes:
         if child.role.stop_raises and child.asked_to_stop is not None and now - child.asked_to_stop > _REMIND_SECONDS:
             self._ask_to_stop(pid, child)
 
-    def _is_a_ring_filling_up(self) -> bool:
-        return any(2 * ring.used_bytes >= ring.size for ring in (self._arena.write_ring, self._arena.charge_ring))
+    def _is_a_ring_waited_for(self) -> bool:
+        rings = self._arena.write_ring, self._arena.charge_ring
+        return any(ring.is_waited_for or 2 * ring.used_bytes >= ring.size for ring in rings)
 
     def _end_if_stopped(self, pid: int, child: Child, now: float) -> None:
         """Kill a child that has been stopped for too long and is in the way of others."""
@@ -249,8 +250,8 @@ class Processes:
             return
         elif pid in self._arena.lock_holders():
             what = " with a lock"
-        elif child.role.leads and self._is_a_ring_filling_up():
-            what = " while a ring fills up"
+        elif child.role.leads and self._is_a_ring_waited_for():
+            what = " while a ring is waited for, or fills up"
         else:
             return
         logger.warning("%s %d has been stopped for %.1f s%s: killed", child.role.name, pid, seconds, what)

@@ -50,6 +50,11 @@ class Ring:
         return self._region.used_bytes() >= self._region.high_water
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether a process sleeps until more of the ring is durable; one killed asleep may be counted still."""
+        return self._region.used_bytes() > 0 and self._words[self._region.state + layout.ROOM_WAITERS] > 0
+
+    @property
     def size(self) -> int:
         """Size of the ring in bytes."""
         return self._region.size

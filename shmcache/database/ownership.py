@@ -10,7 +10,7 @@ All times are the database's: clocks of hosts do not matter."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -19,6 +19,7 @@ from shmcache.database.leases import be_brief
 from shmcache.database.lost_hosts import charge_execution
 from shmcache.database.queries import load_graph_execution, load_node_executions
 from shmcache.database.statements import statement
+from shmcache.database.submissions import is_cancelled
 from shmcache.errors import InvalidValue, NotFound, NotOwner
 from shmcache.identifiers import id_bytes
 from shmcache.records import GraphExecution, NodeExecution
@@ -69,12 +70,13 @@ def owner_of(connection: Connection, graph_exec_id: str) -> tuple[str, int] | No
 
 
 class Taken(NamedTuple):
-    """A graph execution as it was when it was taken: the token, and all that is in the database of it. `record` is None
-    where it was the taker's before."""
+    """A graph execution as it was when it was taken: the token, all that is in the database of it, and whether somebody
+    has asked to end it. `record` is None where it was the taker's before: then the owner's host looks for the last."""
 
     token: int
-    record: GraphExecution | None
-    executions: list[NodeExecution]
+    record: GraphExecution | None = None
+    executions: Sequence[NodeExecution] = ()
+    is_cancelled: bool = False
 
 
 def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int, low_balance: int = 0) -> Taken:
@@ -90,14 +92,19 @@ def take(connection: Connection, graph_exec_id: str, arena_id: str, since: int, 
             be_brief(connection)
             found = connection.execute(statement(connection, "load_owner"), given).fetchone()
             if found is not None and found[0] == arena_id:
-                return Taken(int(found[1]), None, [])
+                return Taken(int(found[1]))
             if found is None:
                 row = connection.execute(statement(connection, "own_unowned"), given).fetchone()
             else:
                 row = _take_from(connection, given, found, low_balance)
             if row is not None:
-                record = load_graph_execution(connection, graph_exec_id)
-                return Taken(int(row[0]), record, load_node_executions(connection, graph_exec_id))
+                return Taken(
+                    int(row[0]),
+                    load_graph_execution(connection, graph_exec_id),
+                    load_node_executions(connection, graph_exec_id),
+                    # Who asks for that now finds the owner (`submissions.cancel`).
+                    is_cancelled(connection, graph_exec_id),
+                )
             if found is None and load_graph_execution(connection, graph_exec_id) is None:
                 raise NotFound("graph execution", graph_exec_id)
     raise NotOwner(graph_exec_id, *(owner_of(connection, graph_exec_id) or ("", 0)))

@@ -100,9 +100,11 @@ def cancel(connection: Connection, graph_exec_id: str) -> ExecutionStatus:
         raise NotFound("graph execution", graph_exec_id)
     if before.status in FINAL_STATUSES:
         return before.status
-    # First the wish, in a transaction of its own, then the owner: who takes it looks the other way round.
+    # First the wish, in a transaction of its own, then the owner. Who takes it locks its row too, and looks the other
+    # way round.
     connection.execute(statement(connection, "add_cancellation"), given)
     with connection.transaction():
+        connection.execute(statement(connection, "lock_graph_execution"), given)
         if connection.execute(statement(connection, "load_owner"), given).fetchone() is None:
             _end_unowned(connection, before)
         else:

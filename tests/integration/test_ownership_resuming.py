@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from syncer.charge_pool import ChargePool
 from syncer.replay import replay
 from syncer.sync_manager import SyncManager
 from tests.integration.charging import PER_RUN, PER_SECOND, begin, open_account, priced_graph, queued, settle_now
+from tests.integration.faults import await_blocked
 from tests.integration.test_clients import SINK, SOURCE, small_graph
 from tests.integration.test_ownership import GRAPH, Host, make_host
 
@@ -205,6 +207,33 @@ def test_a_wish_to_cancel_is_found_by_who_takes_it_later(
         submissions.cancel(connection, new_id())
 
 
+def test_a_wish_to_cancel_that_comes_while_somebody_takes_it_is_told_to_who_has_taken_it(
+    make_host: Callable[..., Host], connection: Connection, database_url: str
+) -> None:
+    host = make_host("one")
+    user = new_id()
+    queries.create_account(connection, user, 1_000)
+    run = submissions.submit(connection, GRAPH, user, queue="any")
+    connection.execute("LISTEN shmcache_owners")
+    with (
+        connect(database_url, application_name="taking") as taking,
+        connect(database_url, application_name="cancelling") as cancelling,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with taking.transaction():
+            taken = ownership.take(taking, run, host.arena.arena_id, 0)
+            assert not taken.is_cancelled
+            asked = pool.submit(submissions.cancel, cancelling, run)
+            await_blocked(database_url)
+            assert submissions.is_cancelled(connection, run)
+        assert asked.result() is S.QUEUED
+    told = next(connection.notifies(timeout=60, stop_after=1))
+    assert told.payload == f"{host.arena.arena_id} {run} cancelled"
+    ended = queries.load_graph_execution(connection, run)
+    assert ended is not None
+    assert ended.status is S.QUEUED, "its owner ends it"
+
+
 # Charges
 
 
@@ -281,6 +310,7 @@ def test_no_charge_is_settled_before_the_rows_of_what_it_is_for(
             run = client.create_graph_execution(priced_graph()[0].id, user).id
             for _ in range(5):
                 begin(client, queued(client, run, PER_RUN))
+                arena.charge_ring.request_drain()
                 assert arena.charge_ring.wait_committed(arena.charge_ring.last_sequence, 30)
         assert connection.execute("SELECT was_there FROM seen").fetchall() == [(True,)] * 5
     finally:

@@ -156,6 +156,29 @@ def test_one_that_leads_is_killed_soon_when_the_ring_fills_up_while_it_is_stoppe
         processes.kill()
 
 
+def test_one_that_leads_is_killed_soon_when_somebody_waits_for_the_ring_while_it_is_stopped(arena: Arena) -> None:
+    processes = Processes(arena, stopped_seconds=60)
+    try:
+        leader = processes.start(Role("syncer", wait_for_stop, leads=True))
+        until(processes, lambda: leader in {each.pid for each in arena.processes()})
+        commit(arena, Append("write", 1, b"row"))
+        with arena._critical:
+            os.kill(leader, signal.SIGSTOP)
+        until(processes, lambda: processes._children[leader].stopped is not None)
+        assert not arena.write_ring.is_waited_for
+
+        def wait(_: ShouldStop) -> None:
+            assert arena.write_ring.wait_committed(1, 120.0)
+
+        processes.start(Role("worker", wait, restart_on_return=False))
+        until(processes, lambda: processes.restarts.get("syncer") == 1)
+        arena.write_ring.advance(1)
+        until(processes, lambda: not processes.count("worker"))
+        assert not arena.write_ring.is_waited_for
+    finally:
+        processes.kill()
+
+
 def test_no_signal_is_lost_however_early_it_comes(processes: Processes) -> None:
     with SignalQueue():
         for _ in range(40):

@@ -1,0 +1,1 @@
+SELECT FROM "AgentGraphExecution" WHERE id = %(id)s FOR NO KEY UPDATE
