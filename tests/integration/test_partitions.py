@@ -279,7 +279,7 @@ def test_the_command_lists_and_drops(
 
     assert [each["name"] for each in told("list")][:2] == ["before", name]
     assert {each["name"] for each in told("list") if each["of"] == "ledger"} >= {"before"}
-    ledger = {"dropped": [], "kept": {}}
+    ledger: dict[str, Any] = {"dropped": [], "kept": {}}
     assert told("tidy") == {"made": 0, "dropped": [], "kept": {}, "ledger": ledger}
     assert told("tidy", "--older-than", "60") == {
         "made": 0, "dropped": ["before"], "kept": {name: "1 graph executions have not ended"}, "ledger": ledger,
