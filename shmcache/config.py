@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -99,6 +99,18 @@ def _check_address(address: str) -> str:
     except ValueError as error:
         raise PydanticCustomError("address", "{problem}", {"problem": str(error)}) from None
     return address
+
+
+def _check_ledger_retention(days: int, info: ValidationInfo) -> int:
+    executions = info.data.get("retention_days")  # None: that one is refused already
+    if days and executions is not None and not 0 < executions <= days:
+        raise PydanticCustomError(
+            "ledger_retention",
+            "charges are kept as long as the executions that they paid, or longer: set SHMCACHE_RETENTION_DAYS "
+            "({executions}) to 1 to {days}, or this to 0",
+            {"executions": executions, "days": days},
+        )
+    return days
 
 
 # It warns that a field has the name of a deprecated method of its own.
@@ -183,6 +195,12 @@ class Settings(BaseSettings):
         ge=0,
         le=36_500,
         description="days after which executions are dropped, by whole months that have ended; 0: never",
+    )
+    ledger_retention_days: Annotated[int, AfterValidator(_check_ledger_retention)] = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="the same for charges in the ledger, whose sums are kept; not less than SHMCACHE_RETENTION_DAYS",
     )
     host_lease: Seconds = Field(
         default=15.0,

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
+from shmcache.database.accounts import DROPPED
 from shmcache.database.connection import address, connect, is_pooled
 from shmcache.database.statements import statement
 from shmcache.errors import DatabaseUnavailable, InsufficientBalanceError, InvalidValue, NotFound
@@ -201,6 +202,8 @@ class DirectTransactions(ExecutionDataClient):
             missing = re.search(r'=\((.*)\) is not present in table "(\w+?)s?"', error.diag.message_detail or "")
             if missing:
                 return NotFound(_PLATFORM_NAMES.get(missing[2], missing[2].replace("_", " ")), missing[1])
+        if error.diag.constraint_name == DROPPED:
+            return InvalidValue(error.diag.message_primary or text)
         if isinstance(error, psycopg.DataError) or (error.sqlstate or "").startswith(_INVALID_CLASSES):
             return InvalidValue(f"the database refuses a value: {text}")
         if isinstance(error, psycopg.OperationalError):

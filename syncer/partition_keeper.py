@@ -1,4 +1,5 @@
-"""PartitionKeeper: makes the months ahead and drops old ones, now and then, while a host's syncer leads."""
+"""PartitionKeeper: makes the months ahead and drops old ones, of executions and of the ledger, now and then, while a
+host's syncer leads."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from shmcache.database.ledger_months import tidy_ledger
 from shmcache.database.partitions import are_partitioned, tidy
 from syncer.housekeeping import Housekeeper
 
@@ -21,8 +23,15 @@ class PartitionKeeper(Housekeeper):
 
     name = "partitions"
 
-    def __init__(self, database_url: str, retention_days: int, first_seconds: float = _FIRST_SECONDS) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        retention_days: int,
+        ledger_retention_days: int = 0,
+        first_seconds: float = _FIRST_SECONDS,
+    ) -> None:
         self._retention_days = retention_days
+        self._ledger_retention_days = ledger_retention_days
         super().__init__(database_url, first_seconds, _INTERVAL_SECONDS)
 
     def _work(self, connection: psycopg.Connection[Any]) -> None:
@@ -35,3 +44,8 @@ class PartitionKeeper(Housekeeper):
             logger.info("the executions of %s were dropped: older than %d days", name, self._retention_days)
         for month in done.kept:
             logger.info("the executions of %s stay: %s", month.name, month.reason)
+        gone = tidy_ledger(connection, self._ledger_retention_days)
+        for name in gone.dropped:
+            logger.info("the ledger of %s was carried forward: older than %d days", name, self._ledger_retention_days)
+        for month in gone.kept:
+            logger.info("the ledger of %s stays: %s", month.name, month.reason)

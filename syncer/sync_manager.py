@@ -98,7 +98,9 @@ class SyncManager(RingConsumer):
                 self._arena, listen_url(self._database_url, self._settings), self._settings.definition_interval
             )
             self._lease = HostLease(self._arena, self._database_url, self._settings)
-            self._partitions = PartitionKeeper(self._database_url, self._settings.retention_days)
+            self._partitions = PartitionKeeper(
+                self._database_url, self._settings.retention_days, self._settings.ledger_retention_days
+            )
 
     def _end(self) -> None:
         self._tell(now=True)

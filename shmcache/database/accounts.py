@@ -17,6 +17,8 @@ from shmcache.database.statements import statement
 from shmcache.errors import InvalidValue, NotFound
 from shmcache.writes import Refusal
 
+DROPPED = "ledger_dropped"
+"""What the database calls its refusal of a key whose time the ledger has no longer: see `ledger_months`."""
 MAXIMUM_BALANCE = 2**62
 """The most that an account may hold: above it, sums would leave 64 bits."""
 LONGEST_KEY = 512
@@ -54,7 +56,7 @@ def top_up(
     """Add credits to an account, once for each key, and pay its debt; return (balance after it, whether it was new).
 
     Raises InvalidValue for an amount that is not above 0 or too much for the account, and for a key that was used for
-    something else; NotFound."""
+    something else, or whose time the ledger has no longer; NotFound."""
     check_amount(amount, "a top-up")
     check_key(transaction_key)
     if not amount:
@@ -79,6 +81,10 @@ def top_up(
             connection.execute(statement(connection, "top_up"), given)
         except psycopg.errors.NumericValueOutOfRange:
             raise InvalidValue(f"{amount} more than {row[0]} is more than an account there holds: add less") from None
+        except psycopg.errors.CheckViolation as error:
+            if error.diag.constraint_name != DROPPED:
+                raise
+            raise InvalidValue(error.diag.message_primary or str(error)) from None
         pay_debt(connection, user_id)
         after = connection.execute(statement(connection, "lock_balance"), {"user_id": user_id}).fetchone()
         assert after is not None

@@ -85,9 +85,10 @@ def settle(
         raise psycopg.errors.ForeignKeyViolation(f"no account {missing}")
     for user, standing in read_standings(connection, users, arena_id).items():
         accounts[user].bearable = standing.bearable
-    keys = text_array([charge.transaction_key for _, charge in charges])
+    keys = [charge.transaction_key for _, charge in charges]
+    asked = {"keys": text_array(keys), "first": min(keys), "last": max(keys)}  # in the order that its bytes have
     known: dict[str, int] = dict(
-        connection.execute(statement(connection, "settled_keys"), {"keys": keys}, prepare=True).fetchall()
+        connection.execute(statement(connection, "settled_keys"), asked, prepare=True).fetchall()
     )
     opening: dict[str, Charge] = {}
     closing: set[str] = set()

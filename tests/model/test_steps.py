@@ -34,6 +34,7 @@ MODELS: dict[ModuleType, list[ModuleType]] = {
 }
 
 BETWEEN_TRANSACTIONS = {
+    ROOT / "shmcache" / "database" / "ledger_months.py",
     ROOT / "shmcache" / "database" / "lost_hosts.py",
     ROOT / "shmcache" / "database" / "ownership.py",
     ROOT / "shmcache" / "database" / "partitions.py",

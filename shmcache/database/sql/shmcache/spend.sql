@@ -4,7 +4,7 @@ WITH account AS (
     SELECT given.* FROM unnest(%(keys)s::text[], %(amounts)s::int8[], %(reasons)s::text[], %(metadata)s::text[],
         %(estimates)s::bool[])
         WITH ORDINALITY AS given (transaction_key, amount, reason, metadata, is_estimate, place)
-    WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.transaction_key = given.transaction_key)
+    WHERE (SELECT l.amount FROM ledger l WHERE l.transaction_key = given.transaction_key) IS NULL
         AND NOT EXISTS (SELECT FROM node_executions e WHERE e.id = %(node_exec_id)s AND e.stats ? 'cost')
 ), total AS (
     SELECT coalesce(sum(amount), 0)::int8 AS amount, coalesce(sum(amount) FILTER (WHERE is_estimate), 0)::int8 AS held
