@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         description="cached; direct: every call on PostgreSQL; shadow: direct, and the arena is compared with it",
     )
     decoded_records: int = Field(default=16_384, gt=0, description="records kept decoded in each process")
-    sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the rings")
+    sync_interval: Seconds = Field(default=5.0, description="longest time between two drains of the write ring")
     flush_on: Literal["interval", "node"] = Field(
         default="interval",
         description="interval, or node: a node's end is in PostgreSQL before its worker takes the next one",

@@ -68,6 +68,8 @@ _BATCH_ENTRIES = 3_000
 """As many users may be charged in a batch: what is released for them is one commit, which has its limit."""
 _BATCH_BYTES = 8 << 20
 _HANG_SECONDS = 60.0
+_INTERVAL_SECONDS = 2.0
+"""Charges are settled as often at least, which carries the rows of what they are for: readers elsewhere see them."""
 _LOOK_SECONDS = 1.0
 _LEAST_SECONDS = 0.2
 """The least time between two readings of accounts that others have changed."""
@@ -98,7 +100,7 @@ class ChargePool(RingConsumer):
     ) -> None:
         super().__init__(
             arena, arena.charge_ring, database_url, settings,
-            interval_seconds=settings.sync_interval,
+            interval_seconds=min(_INTERVAL_SECONDS, settings.sync_interval),
             batch_entries=_BATCH_ENTRIES, batch_bytes=_BATCH_BYTES,
         )  # fmt: skip
         self._hang_seconds = hang_seconds

@@ -240,9 +240,10 @@ def test_three_hosts_beside_one(made: Ground) -> None:
     """Prints what one host does of blocks of 50 ms, and three, and what they ask of the database.
 
     HOST_BLOCK=0 has the blocks take no time: then of interest is what busy hosts ask of the database.
-    HOST_NODES is how many a graph has."""
+    HOST_NODES is how many a graph has, HOST_QUEUED how many graphs wait for each one that runs: the load sees in the
+    database that one has ended."""
     seconds = float(os.environ["HOST_SPEED"])
-    concurrency = 4
+    concurrency, queued = 4, int(os.environ.get("HOST_QUEUED", "1"))
     load = Load(made, 0, nodes=int(os.environ.get("HOST_NODES", "100")))
     found: list[tuple[float, float]] = []
     for hosts in ((1,), (2, 3)):
@@ -250,7 +251,7 @@ def test_three_hosts_beside_one(made: Ground) -> None:
             made.start(number, concurrency)
         for number in hosts:
             made.await_ready(number)
-        load._at_once = concurrency * len(made.hosts)
+        load._at_once = concurrency * len(made.hosts) * (1 + queued)
         load.drive(8)
         with made.connect() as connection:
             connection.execute("SELECT pg_stat_clear_snapshot()")
