@@ -1,5 +1,8 @@
 """AccountChanges: which accounts others have changed, as the database tells.
 
+What other hosts have settled is paid from what they had leased, and can wait: of an account that many hosts spend, each
+hears of every settlement of all others. What anybody else has changed, and what another host lacks, cannot.
+
 Whoever takes the changes is told to read every account again after each connecting, and should do so now and then in
 any case."""
 
@@ -15,7 +18,7 @@ from syncer.listening import Listener
 
 
 class AccountChanges(Listener):
-    """Listens until `stop`. `wake` is called, in the listening thread, when there is something to take."""
+    """Listens until `stop`. `wake` is called, in the listening thread, when there is something that cannot wait."""
 
     channel = "shmcache_accounts"
 
@@ -23,15 +26,21 @@ class AccountChanges(Listener):
         self._origin = origin
         self._wake = wake
         self._users: set[str] = set()
+        self._settled: set[str] = set()
         self._all = False
         self._turn = threading.Lock()
         super().__init__(database_url, "account changes")
 
-    def take(self) -> tuple[set[str], bool]:
-        """Return the users whose accounts were changed since the last call, and whether to read all accounts again."""
+    def take(self, *, settled: bool) -> tuple[set[str], bool]:
+        """Return the users whose accounts were changed since the last call, and whether to read all accounts again.
+
+        `settled`: those too of which other hosts have settled charges, since the last call that asked for them."""
         with self._turn:
             users, everything = self._users, self._all
             self._users, self._all = set(), False
+            if settled:
+                users |= self._settled
+                self._settled = set()
         return users, everything
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:  # noqa: ARG002 - it asks nothing
@@ -41,11 +50,13 @@ class AccountChanges(Listener):
 
     def _hear(self, connection: psycopg.Connection[Any], payloads: Sequence[str]) -> None:  # noqa: ARG002
         told: set[str] = set()
+        settled: set[str] = set()
         for payload in payloads:
-            origin, _, users = payload.partition(" ")
+            origin, users, *wanted = payload.split(" ")
             if origin != self._origin:
-                told.update(users.split(","))
+                (settled if origin and not wanted else told).update(users.split(","))
+        with self._turn:
+            self._users |= told
+            self._settled |= settled
         if told:
-            with self._turn:
-                self._users |= told
             self._wake()

@@ -73,6 +73,8 @@ _INTERVAL_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _LEAST_SECONDS = 0.2
 """The least time between two readings of accounts that others have changed."""
+_SETTLED_SECONDS = 2.0
+"""The least time between two readings of those of which other hosts have settled charges."""
 _ROWS_SECONDS = 0.5
 _ACCOUNTS_AT_ONCE = 1_000
 _MARKS_AT_ONCE = 256
@@ -116,6 +118,7 @@ class ChargePool(RingConsumer):
         self._awaits_rows = False
         self._read_all_at = 0.0
         self._read_again_at = 0.0
+        self._read_settled_at = 0.0
         self._looked_at = 0.0
 
     def _begin(self) -> None:
@@ -299,12 +302,13 @@ class ChargePool(RingConsumer):
             return False
 
     def _refresh(self, *, at_once: bool = False) -> None:
-        """Read the accounts that others changed, and now and then all of them.
-
-        Not again at once: of an account that many hosts spend, each hears of every settlement of all others."""
+        """Read the accounts that others changed, not too often, and now and then all of them."""
         assert self._changes is not None
-        told, everything = self._changes.take()
         now = time.monotonic()
+        settled = now >= self._read_settled_at
+        if settled:
+            self._read_settled_at = now + _SETTLED_SECONDS
+        told, everything = self._changes.take(settled=settled)
         is_time = now >= self._read_all_at
         if everything or is_time:
             self._read_all_at = now + self._settings.account_interval

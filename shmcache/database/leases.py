@@ -206,7 +206,8 @@ def hear_of(connection: Connection, user_id: str, seconds: float) -> None:
 
 def _ask(connection: Connection, arena_id: str, user_ids: Sequence[str]) -> None:
     connection.execute(
-        "SELECT pg_notify('shmcache_accounts', %s || ' ' || users) FROM unnest(%s::text[]) AS given (users)",
+        "SELECT pg_notify('shmcache_accounts', %s || ' ' || users || ' wanted')"
+        " FROM unnest(%s::text[]) AS given (users)",
         (arena_id, list(user_ids)),
     )
 
