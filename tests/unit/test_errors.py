@@ -19,6 +19,7 @@ import tools.dead_letters
 import tools.drain
 import tools.graph_executions
 import tools.processes
+import tools.target
 from shmcache.arena import Arena, SharedMapping, Transaction, layout, segment
 from shmcache.arena.transaction import Append, Put
 from shmcache.errors import (
@@ -98,6 +99,10 @@ _SAMPLES: dict[type[ShmcacheError], tuple[ShmcacheError, list[str]]] = {
     tools.processes.CannotStart: (
         tools.processes.CannotStart("a worker fails: see the log"),
         ["worker", "see the log"],
+    ),
+    tools.target.CannotImport: (
+        tools.target.CannotImport("the process that imported 'work:run' died (wait status 9)"),
+        ["work:run", "wait status 9"],
     ),
     tools.chaos.run.ChaosError: (tools.chaos.run.ChaosError("the plan is lost: run again"), ["run again"]),
 }
