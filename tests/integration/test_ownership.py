@@ -417,11 +417,15 @@ def test_a_leader_that_is_killed_is_followed_by_one_that_renews_the_lease(
     os.kill(host.leader, signal.SIGKILL)
     await_true(lambda: not lives(connection, host.arena.arena_id))
     lease = HostLease(host.arena, database_url, host.settings)
+    hosts = "SELECT count(*) FROM hosts"
     try:
         await_true(lambda: lives(connection, host.arena.arena_id))
+        await_true(
+            lambda: connection.execute(hosts).fetchone() == (1,)
+        )  # who is lost is looked after in another thread
     finally:
         lease.stop()
-    assert connection.execute("SELECT count(*) FROM hosts").fetchone() == (1,)
+    assert connection.execute(hosts).fetchone() == (1,)
 
 
 def test_whoever_takes_at_whatever_moment_no_row_is_written_after_it_by_the_one_before(
