@@ -23,7 +23,7 @@ from shmcache.database.audit import Totals, find_differences, list_accounts, lis
 from shmcache.database.leases import release_leases
 from shmcache.database.migrate import identity
 from shmcache.database.queries import load_account
-from shmcache.database.settlement import load_open_holds, settle
+from shmcache.database.settlement import load_open_holds, settle, voiding
 from shmcache.errors import ArenaExists, ArenaMissing, ArenaUnusable, NotFound
 from shmcache.identifiers import id_bytes, id_text, new_id
 from shmcache.records import Account
@@ -90,10 +90,7 @@ def void(settings: Settings, arena_id: str, as_json: bool) -> None:
                 raise ArenaExists(name)
     with open_database(settings) as connection, connection.transaction():
         left = load_open_holds(connection, arena_id)
-        voids = [
-            (ChargeKind.VOID, Charge(key, user, 0, "block", node_exec, graph_exec, 0.0, "{}"))
-            for key, user, _, node_exec, graph_exec, *_ in left
-        ]
+        voids = [voiding(key, user, node_exec, graph_exec) for key, user, _, node_exec, graph_exec, *_ in left]
         settle(connection, voids, arena_id=arena_id, low_balance=settings.low_balance)
         leases, leased = release_leases(connection, arena_id)
     row = {

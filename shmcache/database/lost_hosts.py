@@ -30,7 +30,7 @@ import psycopg
 
 from shmcache.codec import json_text
 from shmcache.database.bookkeeping import IDLE_SECONDS, add_dead_letter, limit_transaction
-from shmcache.database.settlement import Shortfall, settle
+from shmcache.database.settlement import Shortfall, settle, voiding
 from shmcache.database.statements import statement
 from shmcache.writes import BLOCK, Charge, ChargeKind, charge_key
 
@@ -60,10 +60,25 @@ def make_good(connection: Connection, low_balance: int = 0) -> int:
     return made
 
 
-def charge_execution(connection: Connection, graph_exec_id: str, arena_id: str, low_balance: int = 0) -> int:
-    """Charge what an arena has not of a graph execution that is taken from it in the caller's transaction; return how
-    many charges that were."""
-    return _charge(connection, [graph_exec_id], arena_id, low_balance)
+def charge_executions(
+    connection: Connection, graph_exec_ids: Collection[str], arena_id: str, low_balance: int = 0
+) -> int:
+    """Charge what an arena has not of some graph executions, in the caller's transaction, which keeps rows of it from
+    coming after that; return how many charges that were."""
+    given = {"ids": list(graph_exec_ids), "suffix": charge_key("", BLOCK)}
+    of_user: defaultdict[str, list[Charge]] = defaultdict(list)
+    for node_exec, graph_exec, user, cost, time in connection.execute(statement(connection, "unpaid_of"), given):
+        key = charge_key(node_exec, BLOCK)
+        of_user[user].append(Charge(key, user, cost, BLOCK, node_exec, graph_exec, time, "{}"))
+    made = 0
+    for _, charges in sorted(of_user.items()):
+        refused = _settle(connection, charges, arena_id, low_balance)
+        if refused:
+            refused = [pair for each in charges for pair in _settle(connection, [each], arena_id, low_balance)]
+        for charge, error in refused:
+            _put_aside(connection, charge, arena_id, error)
+        made += len(charges) - len(refused)
+    return made
 
 
 def void_lost_holds(connection: Connection) -> int:
@@ -74,16 +89,9 @@ def void_lost_holds(connection: Connection) -> int:
     voided = 0
     while True:
         with connection.transaction():
-            connection.execute("SET LOCAL lock_timeout = '1s'")
-            limit_transaction(connection, IDLE_SECONDS, _MOST_SECONDS)
+            _be_brief(connection)
             rows = connection.execute(statement(connection, "lost_holds"), {"limit": _AT_ONCE}).fetchall()
-            settle(
-                connection,
-                [
-                    (ChargeKind.VOID, Charge(key, user, 0, BLOCK, node_exec, graph_exec, 0.0, "{}"))
-                    for key, user, node_exec, graph_exec in rows
-                ],
-            )
+            settle(connection, [voiding(*row) for row in rows])
         voided += len(rows)
         if len(rows) < _AT_ONCE:
             return voided
@@ -101,14 +109,15 @@ def _make_host_good(
     while not is_all:
         # step: begun
         with connection.transaction():
-            connection.execute("SET LOCAL lock_timeout = '1s'")
-            limit_transaction(connection, IDLE_SECONDS, _MOST_SECONDS)  # accounts are locked in it
+            _be_brief(connection)
             connection.execute(statement(connection, "lock_checkpoint"), given)
             if connection.execute(statement(connection, "lock_lost_host"), given).fetchone() is None:
                 break  # it lives, has written something, or another one is at it
             # step: locked
             executions = connection.execute(statement(connection, "executions_of_host"), given).fetchall()
-            made += _charge(connection, [id_ for id_, is_late in executions if is_late], arena_id, low_balance)
+            made += charge_executions(
+                connection, [id_ for id_, is_late in executions if is_late], arena_id, low_balance
+            )
             # step: charged
             is_all = len(executions) < _AT_ONCE
             if is_all:
@@ -121,22 +130,10 @@ def _make_host_good(
     return made
 
 
-def _charge(connection: Connection, graph_exec_ids: Collection[str], arena_id: str, low_balance: int) -> int:
-    """Charge what is not charged of some graph executions of an arena, in the caller's transaction."""
-    given = {"ids": list(graph_exec_ids), "suffix": charge_key("", BLOCK)}
-    of_user: defaultdict[str, list[Charge]] = defaultdict(list)
-    for node_exec, graph_exec, user, cost, time in connection.execute(statement(connection, "unpaid_of"), given):
-        key = charge_key(node_exec, BLOCK)
-        of_user[user].append(Charge(key, user, cost, BLOCK, node_exec, graph_exec, time, "{}"))
-    made = 0
-    for _, charges in sorted(of_user.items()):
-        refused = _settle(connection, charges, arena_id, low_balance)
-        if refused:
-            refused = [pair for each in charges for pair in _settle(connection, [each], arena_id, low_balance)]
-        for charge, error in refused:
-            _put_aside(connection, charge, arena_id, error)
-        made += len(charges) - len(refused)
-    return made
+def _be_brief(connection: Connection) -> None:
+    """Limit the transaction at hand, in which accounts are locked: nobody waits long for it, nor it for anybody."""
+    connection.execute("SET LOCAL lock_timeout = '1s'")
+    limit_transaction(connection, IDLE_SECONDS, _MOST_SECONDS)
 
 
 def _settle(

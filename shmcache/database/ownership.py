@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from shmcache.database.leases import be_brief
-from shmcache.database.lost_hosts import charge_execution
+from shmcache.database.lost_hosts import charge_executions
 from shmcache.database.queries import load_graph_execution, load_node_executions
 from shmcache.database.statements import statement
 from shmcache.database.submissions import is_cancelled
@@ -124,7 +124,7 @@ def _take_from(
     ).fetchone()
     # step: taken
     if row is not None:
-        charge_execution(connection, given["id"], owner, low_balance)
+        charge_executions(connection, [given["id"]], owner, low_balance)
         # step: charged
         # Before anybody loads it: what ran there was an attempt, also where nobody there lives to count it.
         connection.execute(statement(connection, "count_lost_attempts"), given)

@@ -21,7 +21,7 @@ import psycopg
 from shmcache.database.arrays import plain_array, text_array
 from shmcache.database.leases import read_standings
 from shmcache.database.statements import statement
-from shmcache.writes import Charge, ChargeKind
+from shmcache.writes import BLOCK, Charge, ChargeKind
 
 _TEXTS = (0, 4, 7)
 """Which columns of the ledger's rows hold any text: key, reason, metadata."""
@@ -147,6 +147,13 @@ def load_open_holds(connection: psycopg.Connection[Any], arena_id: str) -> list[
         OpenHold(key, str(user), amount, str(node_exec), str(graph_exec), pid, held_at)
         for key, user, amount, node_exec, graph_exec, pid, held_at in rows
     ]
+
+
+def voiding(
+    transaction_key: str, user_id: str, node_exec_id: str | None, graph_exec_id: str | None
+) -> tuple[int, Charge]:
+    """Return what ends an estimate at no cost, for `settle`."""
+    return ChargeKind.VOID, Charge(transaction_key, user_id, 0, BLOCK, node_exec_id, graph_exec_id, 0.0, "{}")
 
 
 def _hold_columns(arena_id: str | None, charges: Iterable[Charge]) -> list[str | None]:

@@ -41,7 +41,7 @@ from syncer.partition_keeper import PartitionKeeper
 from tests import kill_points
 from tests.integration.charging import open_account, standing, wait_for
 from tests.integration.test_clients import small_graph
-from tests.integration.test_partitions import LONG_AGO, add_run, bound, id_of, month_before, parts_of
+from tests.integration.test_partitions import LONG_AGO, add_run, bound, die_in_upgrade, id_of, month_before, parts_of
 from tests.unit.arena_state import die, run_in_child
 from tools.cli import cli
 
@@ -571,18 +571,7 @@ def test_an_upgrade_that_dies_half_way_leaves_the_old_ledger_and_is_done_again(
     with connect(old_url, application_name="test") as connection:
         old_charges(connection, old_url)
         before = rows_of(connection)
-        with connect(old_url, application_name="test") as dying:
-            applied = migrating._apply
-
-            def die_after(opened: Connection, script: Any) -> None:
-                applied(opened, script)
-                if script.name.startswith("0017"):
-                    connection.execute("SELECT pg_terminate_backend(%s)", (opened.info.backend_pid,))
-
-            monkeypatch.setattr(migrating, "_apply", die_after)
-            with pytest.raises(psycopg.OperationalError):
-                migrate(dying)
-        monkeypatch.undo()
+        die_in_upgrade(connection, old_url, "0017", monkeypatch)
         kind = "SELECT relkind::text FROM pg_class WHERE oid = 'ledger'::regclass"
         assert connection.execute(kind.encode()).fetchone() == ("r",)
         migrate(connection)

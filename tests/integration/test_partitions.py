@@ -357,6 +357,22 @@ def write_old(connection: Connection, row: Write) -> None:
     send_batch(connection, [each for each in prepare_batch([row]) if each.name != "check_parents"])
 
 
+def die_in_upgrade(connection: Connection, url: str, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upgrade the database of a connection by another one, which ends with the migration of a number applied."""
+    with connect(url, application_name="test") as dying:
+        applied = migrating._apply
+
+        def die_after(opened: Connection, script: Any) -> None:
+            applied(opened, script)
+            if script.name.startswith(number):
+                connection.execute("SELECT pg_terminate_backend(%s)", (opened.info.backend_pid,))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(migrating, "_apply", die_after)
+            with pytest.raises(psycopg.OperationalError):
+                migrate(dying)
+
+
 def test_an_upgrade_that_dies_half_way_leaves_the_old_tables_and_is_done_again(
     old_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,18 +380,7 @@ def test_an_upgrade_that_dies_half_way_leaves_the_old_tables_and_is_done_again(
         queries.save_graph(connection, *small_graph())
         for row in rows_of(run := new_id(), new_id()):
             write_old(connection, row)
-        with connect(old_url, application_name="test") as dying:
-            applied = migrating._apply
-
-            def die_after(opened: Connection, script: Any) -> None:
-                applied(opened, script)
-                if script.name.startswith("0013"):
-                    connection.execute("SELECT pg_terminate_backend(%s)", (opened.info.backend_pid,))
-
-            monkeypatch.setattr(migrating, "_apply", die_after)
-            with pytest.raises(psycopg.OperationalError):
-                migrate(dying)
-        monkeypatch.undo()
+        die_in_upgrade(connection, old_url, "0013", monkeypatch)
         kind = "SELECT relkind::text FROM pg_class WHERE oid = 'graph_executions'::regclass"
         assert connection.execute(kind.encode()).fetchone() == ("r",)
         migrate(connection)
